@@ -1,0 +1,61 @@
+# Two commands: `make serve` installs everything and serves, `make test` installs everything and runs all checks.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+NATIVE := $(wildcard _speedups/*.pyx _speedups/*.h _speedups/*.hpp)
+
+.PHONY: serve setup test lint types imports stubs pytest wheel clean
+
+serve: setup
+	$(BIN)/hypercorn trioserve.app:app --bind $(HOST):$(PORT)
+
+test: setup lint types imports stubs pytest
+
+setup: $(VENV)/.built
+
+# Dependencies first, pinned; then the package itself, whose Cython modules are compiled in place.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$$($(PYTHON) --version) is too old, 3.11 is needed: make PYTHON=python3.11"; exit 1; }
+	@command -v c++ >/dev/null || { echo "a C++ compiler is needed: install gcc and g++"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned dependencies into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	$(PIP) install -c constraints.txt torch==2.13.0
+	$(PIP) install -c constraints.txt -r $(VENV)/requirements.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(NATIVE)
+	@echo "compiling the Cython modules"
+	$(PIP) install --no-build-isolation --no-deps --force-reinstall -e .
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports --config setup.cfg
+
+stubs: setup
+	$(BIN)/python -m mypy.stubtest trioserve._speedups.blocks trioserve._speedups.detokenizer \
+		trioserve._speedups.attention
+
+pytest: setup
+	$(BIN)/python -m pytest
+
+wheel: setup
+	$(PIP) wheel --no-deps --no-build-isolation -w dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info trioserve/_speedups/*.so _speedups/*.c _speedups/*.cpp

@@ -1,0 +1,162 @@
+"""Stand-ins at the two seams of the house: ranks that need no model, for tests of the front."""
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from trioserve.core.step import Admission, SampledToken, StepPlan, StepResult, TokenLogprobs, WorkerReady
+from trioserve.errors import EngineError
+
+NextToken = Callable[[list[int]], int]
+"""From all tokens of a sequence to the next one."""
+
+
+@dataclass
+class _Slot:
+    seq_id: int
+    token_ids: list[int]
+    num_computed: int
+    block_table: list[int]
+    num_logprobs: int | None
+
+
+@dataclass
+class FakeRank:
+    """Does what a rank does to slots, tokens and blocks, with arithmetic instead of a model.
+
+    A KV entry is the hash of the tokens up to its own, so a wrong block, a block handed on too early or a prefix hit on
+    something never computed shows at once.
+    """
+
+    block_size: int
+    next_token: NextToken
+    slots: dict[int, _Slot] = field(default_factory=dict)
+    kv: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(block_id, offset) -> hash of the tokens up to there."""
+    next_step_id: int = 0
+    num_computed: int = 0
+    """Tokens computed in all."""
+    largest_step: int = 0
+    """Tokens of the largest step."""
+
+    def carry_out(self, plan: StepPlan) -> StepResult:
+        assert plan.step_id == self.next_step_id
+        self.next_step_id += 1
+        for slot in plan.released:
+            del self.slots[slot]
+        for admission in plan.admitted:
+            self._admit(admission)
+        assert len({work.slot for work in plan.work}) == len(plan.work), "a slot is planned twice"
+        for work in plan.work:  # as in a layer of the model: all write their KV before any reads
+            self.slots[work.slot].block_table.extend(work.new_block_ids)
+            self._write(self.slots[work.slot], work.num_tokens)
+        sampled = [
+            token for work in plan.work if (token := self._sample(work.slot, work.num_tokens)) is not None
+        ]
+        num_tokens = sum(work.num_tokens for work in plan.work)
+        self.num_computed += num_tokens
+        self.largest_step = max(self.largest_step, num_tokens)
+        return StepResult(plan.step_id, sampled, 0.0)
+
+    def _admit(self, admission: Admission) -> None:
+        assert admission.slot not in self.slots, f"slot {admission.slot} is taken"
+        self.slots[admission.slot] = _Slot(
+            admission.seq_id,
+            list(admission.token_ids),
+            admission.num_computed_tokens,
+            list(admission.block_table),
+            admission.params.logprobs,
+        )
+
+    def _write(self, slot: _Slot, num_tokens: int) -> None:
+        last = slot.num_computed + num_tokens
+        assert 0 < num_tokens <= len(slot.token_ids) - slot.num_computed, "more tokens planned than there are"
+        for position in range(slot.num_computed, last):
+            self.kv[self._place(slot, position)] = hash(tuple(slot.token_ids[: position + 1]))
+
+    def _sample(self, slot_id: int, num_tokens: int) -> SampledToken | None:
+        slot = self.slots[slot_id]
+        slot.num_computed += num_tokens
+        for position in range(slot.num_computed):
+            found = self.kv.get(self._place(slot, position))
+            assert found == hash(tuple(slot.token_ids[: position + 1])), (
+                f"KV of position {position} is another's"
+            )
+        if slot.num_computed < len(slot.token_ids):
+            return None
+        token_id = self.next_token(slot.token_ids)
+        slot.token_ids.append(token_id)
+        return SampledToken(slot_id, slot.seq_id, token_id, self._logprobs(slot, token_id))
+
+    def _place(self, slot: _Slot, position: int) -> tuple[int, int]:
+        return slot.block_table[position // self.block_size], position % self.block_size
+
+    @staticmethod
+    def _logprobs(slot: _Slot, token_id: int) -> TokenLogprobs | None:
+        if slot.num_logprobs is None:
+            return None
+        top = [token_id + i for i in range(slot.num_logprobs)]
+        return TokenLogprobs(-0.5, top, [-0.5 - i for i in range(slot.num_logprobs)])
+
+
+class FakeExecutor:
+    """A FakeRank behind the Executor's face; every step takes ``step_s`` of the test's clock."""
+
+    def __init__(self, rank: FakeRank, *, num_blocks: int, step_s: float = 0.01) -> None:
+        self.rank = rank
+        self.step_s = step_s
+        self.failure: EngineError | None = None
+        """Set to make the next result fail."""
+        self.num_stacks = 0
+        self.ready = WorkerReady(
+            tp_rank=0,
+            num_blocks=num_blocks,
+            load_s=0.0,
+            kv_cache_bytes=0,
+            weights_bytes=0,
+            dtype="float32",
+            attention="none",
+        )
+        self._plans: deque[StepPlan] = deque()
+        self._planned = trio.Event()
+
+    async def submit(self, plan: StepPlan) -> None:
+        await trio.lowlevel.checkpoint()
+        self._plans.append(plan)
+        self._planned.set()
+
+    async def result(self) -> StepResult:
+        while not self._plans:
+            await self._planned.wait()
+            self._planned = trio.Event()
+        await trio.sleep(self.step_s)
+        if self.failure is not None:
+            raise self.failure
+        return self.rank.carry_out(self._plans.popleft())
+
+    def write_stacks(self) -> None:
+        self.num_stacks += 1
+
+
+def works_of(*executors: FakeExecutor) -> Callable[[], AbstractAsyncContextManager[FakeExecutor]]:
+    """Works that start with the first executor, then the second, and so on."""
+    remaining = deque(executors)
+
+    @asynccontextmanager
+    async def start() -> AsyncIterator[FakeExecutor]:
+        yield remaining.popleft()
+
+    return start
+
+
+def counting_up(token_ids: list[int]) -> int:
+    """A next token that is easy to foresee: one more than the last."""
+    return token_ids[-1] + 1
+
+
+def mixing(token_ids: list[int]) -> int:
+    """A next token that depends on every token before it."""
+    return hash(tuple(token_ids)) % 1000

@@ -1,0 +1,68 @@
+"""What the engine tells the HTTP side of a sequence, step by step."""
+
+from dataclasses import dataclass
+
+from trioserve.core.sequence import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class TopToken:
+    """One alternative at a position."""
+
+    token_id: int
+    piece: bytes
+    """The token's own bytes, perhaps a part of a character."""
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A chosen token and its likeliest alternatives, likeliest first."""
+
+    token_id: int
+    piece: bytes
+    logprob: float
+    top: tuple[TopToken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one sequence up to now."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    """Of the prompt, found in the prefix cache."""
+    num_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDelta:
+    """What came of one or more steps for one sequence; the last one has a ``finish_reason``."""
+
+    text: str
+    """Certain text: whole characters, nothing of a stop string."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    """One per token id where asked for, else empty."""
+    usage: Usage
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that ended the text."""
+    error: str | None = None
+    """For the client, when ``finish_reason`` is ERROR."""
+
+
+def merge(deltas: list[OutputDelta]) -> OutputDelta:
+    """One delta that says what ``deltas``, at least one and in order, say."""
+    last = deltas[-1]
+    if len(deltas) == 1:
+        return last
+    return OutputDelta(
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        usage=last.usage,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        error=last.error,
+    )

@@ -1,0 +1,140 @@
+"""What crosses between the front and the works, one msgpack array a frame.
+
+A plan is a delta: a sequence's tokens, parameters and block table cross once, in its Admission; afterwards the rank
+keeps them by slot and a decode step names only the slot and, now and then, a new block. Frames are tagged unions, so
+that one decoder reads whatever comes. (vLLM calls StepPlan and StepResult SchedulerOutput and ModelRunnerOutput.)
+"""
+
+from msgspec import Struct
+
+from trioserve.core.sampling import SamplingParams
+
+
+class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="config"):
+    """The first frame a rank receives: all it needs to know to load the model."""
+
+    model_path: str
+    """A local Hugging Face folder."""
+    device: str
+    """"cpu" or "cuda"."""
+    dtype: str
+    """"auto", "bfloat16", "float16" or "float32"; auto takes the checkpoint's."""
+    tp_rank: int
+    tp_size: int
+    block_size: int
+    """Tokens a KV block holds."""
+    max_num_seqs: int
+    """Slots, numbered from 0."""
+    max_num_batched_tokens: int
+    max_model_len: int
+    """Tokens of prompt and answer together."""
+    num_blocks: int | None
+    """KV blocks to allocate; None: as many as fit into ``kv_cache_bytes``."""
+    kv_cache_bytes: int
+    """0: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most a share of the memory that is free."""
+    num_threads: int
+    """Threads for the arithmetic; 0: one per physical core this process may use."""
+    load_format: str = "auto"
+    """"auto" reads safetensors; "dummy" makes seeded random weights."""
+    seed: int = 0
+
+
+class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):
+    """How far a rank has loaded its weights; any number of these before WorkerReady."""
+
+    loaded_bytes: int
+    total_bytes: int
+
+
+class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready"):
+    """A rank can take plans."""
+
+    tp_rank: int
+    num_blocks: int
+    """KV blocks this rank holds; the engine takes the least of all ranks."""
+    load_s: float
+    """Seconds from process start to weights resident."""
+    kv_cache_bytes: int
+    weights_bytes: int
+    dtype: str
+    attention: str
+    """Which implementation of attention runs, such as "cpu-avx512"."""
+
+
+class Admission(Struct, frozen=True, array_like=True):
+    """A sequence that enters a slot, new or back from preemption."""
+
+    slot: int
+    seq_id: int
+    token_ids: list[int]
+    """Prompt and, after a preemption, the tokens generated so far."""
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    """Leading tokens whose KV the first blocks of the table already hold."""
+    block_table: list[int]
+    params: SamplingParams
+
+
+class SlotWork(Struct, frozen=True, array_like=True):
+    """The tokens of one slot in one step.
+
+    The rank computes the next ``num_tokens`` tokens of the slot, from where it stands. When that reaches the last token
+    it knows, it samples one more, appends it and reports it; otherwise the step is an inner prefill chunk.
+    """
+
+    slot: int
+    num_tokens: int
+    new_block_ids: list[int]
+    """Appended to the slot's block table before the step."""
+
+
+class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
+    """One step, the same bytes for every rank; carried out in the order released, admitted, work."""
+
+    step_id: int
+    """Counts up by one."""
+    released: list[int]
+    """Slots that are free again."""
+    admitted: list[Admission]
+    work: list[SlotWork]
+
+
+class TokenLogprobs(Struct, frozen=True, array_like=True):
+    """Log probabilities at one position, natural logarithm, of the distribution before temperature and filters."""
+
+    logprob: float
+    """Of the chosen token; -inf is sent as -9999.0."""
+    top_ids: list[int]
+    """The likeliest ids, likeliest first."""
+    top_logprobs: list[float]
+
+
+class SampledToken(Struct, frozen=True, array_like=True):
+    """What one slot sampled in one step."""
+
+    slot: int
+    seq_id: int
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class StepResult(Struct, frozen=True, array_like=True, tag="result"):
+    """What came of one plan; results come in the order of plans."""
+
+    step_id: int
+    sampled: list[SampledToken]
+    step_s: float
+    """Seconds the rank spent on the step."""
+
+
+class WorkerError(Struct, frozen=True, array_like=True, tag="error"):
+    """The rank's last frame: it could not load or a step raised; the process ends after it."""
+
+    kind: str
+    """"model" where the folder or the settings are at fault, else "internal"."""
+    message: str
+    """One line for the log."""
+
+
+ToWorker = WorkerConfig | StepPlan
+FromWorker = LoadProgress | WorkerReady | StepResult | WorkerError

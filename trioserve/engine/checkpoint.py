@@ -1,0 +1,119 @@
+"""Finds the folder of the model to serve and reads what the front needs to know of it; no weights, no torch."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from trioserve.builtin import MODEL_DIR
+from trioserve.errors import ModelError, SettingsError
+from trioserve.settings import BUILTIN_MODEL, Settings
+
+_WANTED_FILES: Final = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_DEFAULT_MAX_MODEL_LEN: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A checkpoint in the Hugging Face format, as the front sees it."""
+
+    name: str
+    """The id that answers and /v1/models give; the first of ``names``."""
+    names: tuple[str, ...]
+    path: Path
+    tokenizer_path: Path
+    max_model_len: int
+    """Tokens of prompt and answer together."""
+    eos_token_ids: tuple[int, ...]
+    generation_config: Mapping[str, Any]
+    """The model's own sampling defaults."""
+    created: int
+    """Unix time, in seconds, at which this server took it up."""
+
+
+def open_model(settings: Settings) -> ModelFolder:
+    """Find the model that the settings name, downloading it if it is a hub repository not yet in the cache. Blocks.
+
+    Raises:
+        ModelError: No such folder or repository, or its config.json is missing or damaged.
+        SettingsError: ``max_model_len`` is more than the model was made for.
+    """
+    path = _folder(settings.model, settings)
+    config = _read_json(path / "config.json", required=True)
+    generation_config = _read_json(path / "generation_config.json")
+    names = settings.served_model_name or (settings.model,)
+    return ModelFolder(
+        name=names[0],
+        names=names,
+        path=path,
+        tokenizer_path=_folder(settings.tokenizer, settings) if settings.tokenizer else path,
+        max_model_len=_max_model_len(config, settings),
+        eos_token_ids=_eos_token_ids(generation_config, config),
+        generation_config=generation_config,
+        created=int(time.time()),
+    )
+
+
+def _folder(name: str, settings: Settings) -> Path:
+    if name == BUILTIN_MODEL:
+        return MODEL_DIR
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"model {name!r} is neither a folder nor a Hugging Face repository: correct --model."
+        )
+    return _download(name, settings)
+
+
+def _download(name: str, settings: Settings) -> Path:
+    from huggingface_hub import snapshot_download  # half a second of imports that a local folder does without
+
+    try:
+        folder = snapshot_download(
+            name, revision=settings.revision, cache_dir=settings.download_dir, allow_patterns=_WANTED_FILES
+        )
+    except Exception as exc:  # the hub's client raises whatever its transport does
+        raise ModelError(f"model {name!r} could not be fetched from the hub: {_first_line(exc)}") from exc
+    return Path(folder)
+
+
+def _max_model_len(config: Mapping[str, Any], settings: Settings) -> int:
+    limit = config.get("max_position_embeddings", _DEFAULT_MAX_MODEL_LEN)
+    if not isinstance(limit, int) or limit < 1:
+        raise ModelError(f"config.json says max_position_embeddings = {limit!r}, which is no length.")
+    asked = settings.max_model_len
+    if asked is not None and asked > limit:
+        raise SettingsError(f"max_model_len = {asked} is more than the model's {limit}: lower it.")
+    return asked or limit
+
+
+def _eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
+    for config in configs:
+        eos = config.get("eos_token_id")
+        if isinstance(eos, int):
+            return (eos,)
+        if isinstance(eos, list) and all(isinstance(token_id, int) for token_id in eos):
+            return tuple(eos)
+    return ()
+
+
+def _read_json(path: Path, *, required: bool = False) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise ModelError(f"{path.parent} has no {path.name}: is it a model folder?") from None
+        return {}
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{path} cannot be read: {_first_line(exc)}") from exc
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object.")
+    return value
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0]

@@ -1,0 +1,266 @@
+"""The engine: takes sequences in, runs them step by step on the ranks, and hands their text out.
+
+``supervisor.py`` starts the ranks and calls ``Engine.run`` with them, again and again if need be.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import trio
+
+from trioserve._speedups.detokenizer import Vocabulary
+from trioserve.core.sequence import FinishReason, Sequence
+from trioserve.core.step import StepPlan, StepResult
+from trioserve.engine.checkpoint import ModelFolder
+from trioserve.engine.lifecycle import Lifecycle
+from trioserve.engine.mailbox import Mailbox
+from trioserve.errors import NotReady, Overloaded, PromptTooLong, WorkerStalled
+from trioserve.executor.executor import Executor
+from trioserve.output.stream import OutputStream
+from trioserve.scheduler.scheduler import NOTHING_SCHEDULED, Scheduler, SchedulerLimits, SchedulerStatistics
+from trioserve.settings import Settings
+
+_STEPS_IN_FLIGHT = 2
+"""The step that runs and the one that waits for it in the ranks' sockets."""
+_WATCH_INTERVAL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """A moment's counts, for /health, metrics and tests."""
+
+    num_streams: int
+    """Sequences that someone reads."""
+    num_waiting: int
+    num_waiting_tokens: int
+    num_running: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    """Of all sequences admitted since the works were started last; cached ones included."""
+    num_cached_tokens: int
+    num_output_tokens: int
+    """Since the start."""
+    num_steps: int
+    """Steps whose results are back, since the start."""
+    last_step_age_s: float | None
+    """Seconds since a result came, or None before the first."""
+    num_restarts: int
+    """Of the works."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A sequence, where its deltas go and as which choice."""
+
+    output: OutputStream
+    mailbox: Mailbox
+    index: int
+
+
+class Engine:
+    """One model, served: ``check`` and ``stream`` are what requests use."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ModelFolder,
+        vocabulary: Vocabulary,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self.model = model
+        self.lifecycle = lifecycle
+        self._settings = settings
+        self._vocabulary = vocabulary
+        self._scheduler: Scheduler | None = None
+        self._streams: dict[int, _Stream] = {}
+        self._in_flight: deque[tuple[StepPlan, float]] = deque()  # with the time each was submitted
+        self._work = trio.Event()
+        self._num_steps = self._num_output_tokens = self._num_starts = 0
+        self._last_result_at: float | None = None
+        self._sequence_s = 1.0  # how long sequences took of late, a moving average
+
+    # --- what requests use ---
+
+    def check(self, num_prompt_tokens: int, *, num_sequences: int = 1) -> int:
+        """Let a request in, or raise what it deserves; returns the room for output tokens, at least 1.
+
+        Raises:
+            NotReady, Draining: Nothing is served now.
+            PromptTooLong: The prompt leaves no room for an answer.
+            QueueFull: Too much waits already.
+        """
+        self.lifecycle.check()
+        scheduler = self._loaded()
+        limit = self.max_model_len
+        if num_prompt_tokens >= limit:
+            raise PromptTooLong(
+                f"the prompt has {num_prompt_tokens} tokens; the model takes {limit} tokens, prompt and answer together"
+            )
+        try:
+            scheduler.check(num_sequences, num_prompt_tokens * num_sequences)
+        except Overloaded as exc:
+            exc.retry_after_s = self._retry_after_s(scheduler.statistics())
+            raise
+        return limit - num_prompt_tokens
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.model.max_model_len
+
+    @contextmanager
+    def stream(self, sequences: list[Sequence]) -> Iterator[Mailbox]:
+        """Run the choices of one request for as long as the block is open; leaving it early aborts them."""
+        mailbox = Mailbox(len(sequences))
+        for index, seq in enumerate(sequences):
+            self._streams[seq.seq_id] = _Stream(OutputStream(seq, self._vocabulary), mailbox, index)
+            self._loaded().add(seq)
+        started_at = trio.current_time()
+        self._work.set()
+        try:
+            yield mailbox
+        finally:
+            for seq in sequences:
+                self._streams.pop(seq.seq_id, None)
+                self._loaded().finish(seq, FinishReason.ABORT)  # no effect once finished
+            self._sequence_s += 0.1 * (trio.current_time() - started_at - self._sequence_s)
+            self._work.set()
+
+    def abort(self, error: str) -> int:
+        """End every sequence with an error that says ``error`` to its client; returns how many there were."""
+        streams = list(self._streams.values())
+        for stream in streams:
+            self._fail(stream, error)
+        return len(streams)
+
+    def statistics(self) -> EngineStatistics:
+        """The counts of this moment."""
+        last = self._last_result_at
+        scheduler = NOTHING_SCHEDULED if self._scheduler is None else self._scheduler.statistics()
+        return EngineStatistics(
+            **asdict(scheduler),
+            num_streams=len(self._streams),
+            num_steps=self._num_steps,
+            num_output_tokens=self._num_output_tokens,
+            last_step_age_s=None if last is None else trio.current_time() - last,
+            num_restarts=max(0, self._num_starts - 1),
+        )
+
+    # --- the step loop ---
+
+    async def run(self, executor: Executor) -> None:
+        """Run sequences on ``executor`` until it fails or this is cancelled; then the running ones have failed.
+
+        Raises:
+            EngineError: The works are of no use any more.
+        """
+        self._take_up(executor)
+        self.lifecycle.works_ready()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._submit_plans, executor)
+                nursery.start_soon(self._read_results, executor)
+                nursery.start_soon(self._watch_steps, executor)
+        finally:
+            self._put_down()
+
+    async def _submit_plans(self, executor: Executor) -> None:
+        scheduler = self._loaded()
+        while True:
+            while len(self._in_flight) < _STEPS_IN_FLIGHT and (plan := scheduler.plan_step()) is not None:
+                self._in_flight.append((plan, trio.current_time()))
+                await executor.submit(plan)
+            await self._work.wait()
+            self._work = trio.Event()
+
+    async def _read_results(self, executor: Executor) -> None:
+        while True:
+            result = await executor.result()
+            plan, _ = self._in_flight.popleft()
+            assert plan.step_id == result.step_id, f"result {result.step_id} came for plan {plan.step_id}"
+            self._deliver(result)
+            self._work.set()
+
+    async def _watch_steps(self, executor: Executor) -> None:
+        """Notice a step that does not come back, within a second of its deadline."""
+        reported = -1
+        while True:
+            await trio.sleep(_WATCH_INTERVAL_S if self._in_flight else 1.0)
+            if not self._in_flight:
+                continue
+            plan, submitted_at = self._in_flight[0]
+            age_s = trio.current_time() - max(submitted_at, self._last_result_at or -math.inf)
+            if age_s > self._settings.step_timeout_s:
+                raise WorkerStalled(
+                    f"step {plan.step_id} did not come back within {self._settings.step_timeout_s:g} s"
+                )
+            if age_s > self._settings.step_stacks_s and plan.step_id != reported:
+                reported = plan.step_id
+                executor.write_stacks()
+
+    def _deliver(self, result: StepResult) -> None:
+        """Book a step and leave each sequence's delta in its mailbox. No await: a step is one moment."""
+        scheduler = self._loaded()
+        counted = scheduler.commit(result)
+        self._num_steps += 1
+        self._num_output_tokens += len(counted)
+        self._last_result_at = trio.current_time()
+        streams = [self._streams[seq.seq_id] for seq, _ in counted]
+        deltas = OutputStream.feed_step(
+            (stream.output, sampled) for stream, (_, sampled) in zip(streams, counted, strict=True)
+        )
+        for stream, delta in zip(streams, deltas, strict=True):
+            if delta.finish_reason is not None:
+                scheduler.finish(stream.output.seq, delta.finish_reason)
+                del self._streams[stream.output.seq.seq_id]
+            stream.mailbox.put_nowait(stream.index, delta)
+
+    # --- the works come and go ---
+
+    def _take_up(self, executor: Executor) -> None:
+        """Plan for these ranks from now on; who waited for the last ones waits for these."""
+        settings = self._settings
+        self._num_starts += 1
+        scheduler = Scheduler(
+            SchedulerLimits(
+                max_num_seqs=settings.max_num_seqs,
+                max_num_batched_tokens=settings.max_num_batched_tokens,
+                max_model_len=self.max_model_len,
+                max_num_queued_reqs=settings.max_num_queued_reqs,
+                max_num_queued_tokens=settings.max_num_queued_tokens,
+                enable_prefix_caching=settings.enable_prefix_caching,
+            ),
+            num_blocks=executor.ready.num_blocks,
+            block_size=settings.block_size,
+        )
+        for stream in self._streams.values():
+            scheduler.add(stream.output.seq)
+        self._scheduler = scheduler
+
+    def _put_down(self) -> None:
+        """The ranks are gone: fail what ran on them, keep what waits."""
+        self._in_flight.clear()
+        for seq in self._loaded().lose_ranks():
+            self._fail(self._streams[seq.seq_id], "the model's process ended while it worked on this request")
+
+    def _fail(self, stream: _Stream, error: str) -> None:
+        seq = stream.output.seq
+        self._loaded().finish(seq, FinishReason.ERROR)
+        del self._streams[seq.seq_id]
+        stream.mailbox.put_nowait(stream.index, stream.output.ended(FinishReason.ERROR, error))
+
+    def _loaded(self) -> Scheduler:
+        if self._scheduler is None:
+            raise NotReady("the model is still loading", retry_after_s=2.0)
+        return self._scheduler
+
+    def _retry_after_s(self, statistics: SchedulerStatistics) -> float:
+        """When the line should have moved on by as much as waits now."""
+        rounds = statistics.num_waiting / self._settings.max_num_seqs
+        return min(60.0, max(1.0, rounds * self._sequence_s))

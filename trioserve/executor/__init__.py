@@ -1,0 +1,1 @@
+"""Starts the ranks, submits StepPlans to them and yields their StepResults."""

@@ -1,0 +1,116 @@
+"""The ranks of one replica as the engine sees them."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from trioserve.core.frames import encode_frame
+from trioserve.core.step import LoadProgress, StepPlan, StepResult, WorkerConfig, WorkerReady
+from trioserve.errors import EngineError, WireError, WorkerStalled
+from trioserve.executor.rank import Rank, rank_config
+
+
+class Executor(Protocol):
+    """Carries out plans, in order."""
+
+    ready: WorkerReady
+    """What the ranks said when they had loaded; ``num_blocks`` is the least of all ranks."""
+
+    async def submit(self, plan: StepPlan) -> None:
+        """Hand a plan to every rank; returns when it lies in their sockets, not when it is done."""
+
+    async def result(self) -> StepResult:
+        """Wait for the next plan's result, in the order of plans."""
+
+    def write_stacks(self) -> None:
+        """Have every rank write its stacks to the log."""
+
+
+class ProcessExecutor:
+    """Ranks as processes on this machine."""
+
+    def __init__(self, ranks: list[Rank], ready: WorkerReady) -> None:
+        self.ready = ready
+        self._ranks = ranks
+
+    async def submit(self, plan: StepPlan) -> None:
+        """Send the same bytes to every rank.
+
+        A plan that is half sent would leave the ranks out of step. Whoever cancels this must end the ranks too.
+        """
+        frame = encode_frame(plan)
+        for rank in self._ranks:
+            await rank.send_bytes(frame)
+
+    async def result(self) -> StepResult:
+        """Rank 0's next result.
+
+        Raises:
+            EngineError: The rank is gone, failed, or says something else.
+        """
+        message = await self._ranks[0].receive()
+        if not isinstance(message, StepResult):
+            raise WireError(f"rank 0 sent {type(message).__name__} instead of a result")
+        return message
+
+    def write_stacks(self) -> None:
+        for rank in self._ranks:
+            rank.write_stacks()
+
+
+@asynccontextmanager
+async def start_ranks(
+    config: WorkerConfig, *, start_timeout_s: float, on_progress: Callable[[LoadProgress], None]
+) -> AsyncIterator[ProcessExecutor]:
+    """Run the ranks for as long as the block is open; a rank that ends early ends the block with ``WorkerDied``.
+
+    Raises:
+        ModelError: The model cannot be served.
+        WorkerStalled: The ranks were not ready after ``start_timeout_s``.
+        EngineError: A rank died or failed.
+    """
+    ranks = [Rank(tp_rank) for tp_rank in range(config.tp_size)]
+    try:
+        ready = await _load(ranks, config, start_timeout_s, on_progress)
+        async with trio.open_nursery() as nursery:
+            for rank in ranks[1:]:
+                nursery.start_soon(_watch, rank)
+            yield ProcessExecutor(ranks, ready)
+            nursery.cancel_scope.cancel()
+    finally:
+        for rank in ranks:
+            await rank.aclose()
+
+
+async def _load(
+    ranks: list[Rank], config: WorkerConfig, timeout_s: float, on_progress: Callable[[LoadProgress], None]
+) -> WorkerReady:
+    """Wait until every rank has loaded; rank 0 speaks of progress for all."""
+    try:
+        with trio.fail_after(timeout_s):
+            for rank in ranks:
+                await rank.send(rank_config(config, rank.tp_rank))
+            readies = [await _wait_ready(rank, on_progress) for rank in ranks]
+    except trio.TooSlowError as exc:
+        raise WorkerStalled(f"the ranks were not ready after {timeout_s:g} s") from exc
+    return min(readies, key=lambda ready: ready.num_blocks)
+
+
+async def _wait_ready(rank: Rank, on_progress: Callable[[LoadProgress], None]) -> WorkerReady:
+    while True:
+        message = await rank.receive()
+        if isinstance(message, WorkerReady):
+            return message
+        if isinstance(message, LoadProgress):
+            if rank.tp_rank == 0:
+                on_progress(message)
+            continue
+        raise WireError(f"rank {rank.tp_rank} sent {type(message).__name__} while loading")
+
+
+async def _watch(rank: Rank) -> None:
+    """Ranks other than 0 say nothing unless they fail."""
+    message = await rank.receive()
+    raise EngineError(f"rank {rank.tp_rank} sent {type(message).__name__} unasked")

@@ -1,0 +1,308 @@
+"""Continuous batching: who computes how many tokens in the next step, and in which KV blocks."""
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from trioserve._speedups.blocks import BlockPool
+from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
+from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult
+from trioserve.errors import QueueFull
+from trioserve.scheduler.waiting import WaitingLine
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What the scheduler keeps to; see ``settings.EngineSettings`` and ``LimitSettings`` for each."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_num_queued_reqs: int
+    max_num_queued_tokens: int
+    enable_prefix_caching: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """A moment's counts."""
+
+    num_waiting: int
+    num_waiting_tokens: int
+    num_running: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    """Blocks that a prompt could find by their content, used or not."""
+    num_preemptions: int
+    """Since the start."""
+    num_prompt_tokens: int
+    """Of all sequences admitted since the start."""
+    num_cached_tokens: int
+    """Of those, found in the prefix cache."""
+
+
+NOTHING_SCHEDULED: Final = SchedulerStatistics(0, 0, 0, 0, 0, 0, 0, 0, 0)
+"""Before there is a scheduler."""
+
+
+class Scheduler:
+    """Plans steps ahead of their results and books the results when they come.
+
+    Steps overlap: a sequence's counts speak of what is planned, and a token that comes back for a sequence that has
+    ended meanwhile is dropped. Ranks carry out plans in order, so blocks and slots may be handed on in the next plan
+    while an earlier one still runs.
+    """
+
+    def __init__(self, limits: SchedulerLimits, *, num_blocks: int, block_size: int) -> None:
+        self._limits = limits
+        self._pool = BlockPool(num_blocks, block_size, key=os.urandom(16))
+        self._waiting = WaitingLine()
+        self._running: dict[int, Sequence] = {}  # by seq_id, in order of admission
+        self._preempted_pending: dict[int, Sequence] = {}  # preempted with a sample on its way
+        self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._released: list[int] = []  # told to the ranks with the next plan
+        self._next_step_id = 0
+        self._num_preemptions = self._num_prompt_tokens = self._num_cached_tokens = 0
+
+    def check(self, num_sequences: int, num_tokens: int) -> None:
+        """Let ``num_sequences`` more of ``num_tokens`` tokens in all into the line, or not.
+
+        Raises:
+            QueueFull: A bound would be passed. An empty line takes any one request.
+        """
+        limits, waiting = self._limits, self._waiting
+        if not len(waiting):
+            return
+        if len(waiting) + num_sequences > limits.max_num_queued_reqs:
+            raise QueueFull(
+                f"{len(waiting)} sequences are waiting, the limit is {limits.max_num_queued_reqs}"
+            )
+        if waiting.num_tokens + num_tokens > limits.max_num_queued_tokens:
+            raise QueueFull(
+                f"{waiting.num_tokens} tokens are waiting, the limit is {limits.max_num_queued_tokens}"
+            )
+
+    def add(self, seq: Sequence) -> None:
+        """Let a new sequence wait for its turn."""
+        self._waiting.push(seq)
+
+    def finish(self, seq: Sequence, reason: FinishReason) -> None:
+        """End a sequence wherever it stands; no effect once it has finished."""
+        if seq.status is SequenceStatus.FINISHED:
+            return
+        if seq.status is SequenceStatus.WAITING:
+            self._waiting.discard(seq)
+            self._preempted_pending.pop(seq.seq_id, None)
+            seq.finish(reason)
+        else:
+            self._leave_slot(seq)
+            self._pool.release(seq.finish(reason))
+
+    def plan_step(self) -> StepPlan | None:
+        """The next step, or None where there is nothing to compute: decodes first, then prompts up to the budget."""
+        num_preemptions = self._num_preemptions
+        work: dict[int, SlotWork] = {}  # by seq_id
+        self._plan_decodes(work)
+        budget = self._plan_prefills(work, self._limits.max_num_batched_tokens - len(work))
+        admitted: list[Admission] = []
+        if num_preemptions == self._num_preemptions:
+            self._plan_admissions(work, admitted, budget)
+        if not work:
+            return None
+        plan = StepPlan(self._next_step_id, self._released, admitted, list(work.values()))
+        self._next_step_id += 1
+        self._released = []
+        return plan
+
+    def commit(self, result: StepResult) -> list[tuple[Sequence, SampledToken]]:
+        """Book a step's tokens; returns those that count. A sequence that they end has its ``finish_reason``."""
+        counted = []
+        for sampled in result.sampled:
+            seq = self._running.get(sampled.seq_id) or self._preempted_pending.get(sampled.seq_id)
+            if seq is None:
+                continue  # it ended while the step ran
+            self._append(seq, sampled.token_id)
+            counted.append((seq, sampled))
+        return counted
+
+    def statistics(self) -> SchedulerStatistics:
+        """The counts of this moment."""
+        return SchedulerStatistics(
+            num_waiting=len(self._waiting),
+            num_waiting_tokens=self._waiting.num_tokens,
+            num_running=len(self._running),
+            num_blocks=self._pool.num_blocks,
+            num_free_blocks=self._pool.num_free,
+            num_cached_blocks=self._pool.num_cached,
+            num_preemptions=self._num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+        )
+
+    def lose_ranks(self) -> list[Sequence]:
+        """Forget every sample on its way; returns the sequences that ran. Those that wait may go on elsewhere."""
+        for seq in self._preempted_pending.values():
+            seq.num_pending_tokens = 0
+        self._preempted_pending.clear()
+        return list(self._running.values())
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where the books do not agree; for tests."""
+        self._pool.check_integrity()
+        slots = [seq.slot for seq in self._running.values() if seq.slot is not None]
+        assert sorted([*slots, *self._free_slots]) == list(range(self._limits.max_num_seqs)), "a slot is lost"
+        held = {block_id for seq in self._running.values() for block_id in seq.block_table}
+        assert len(held) + self._pool.num_free == self._pool.num_blocks, "a block is lost"
+
+    # --- planning ---
+
+    def _plan_decodes(self, work: dict[int, SlotWork]) -> None:
+        """One token for every sequence whose prompt is computed."""
+        block_size = self._pool.block_size
+        for seq in list(self._running.values()):
+            if (
+                seq.num_uncomputed_tokens != 1
+                or seq.status is not SequenceStatus.RUNNING
+                or self._is_spent(seq)
+            ):
+                continue
+            new_block_ids: list[int] = []
+            if seq.num_computed_tokens == len(seq.block_table) * block_size:
+                if not self._make_room_for(seq, work):
+                    continue
+                new_block_ids = self._pool.take(1)
+                seq.block_table += new_block_ids
+            self._schedule(seq, 1, new_block_ids, work)
+        # Not earlier: a sequence planned above may have been preempted by a later one, its blocks never computed.
+        for seq_id in work:
+            self._register(self._running[seq_id])
+
+    def _plan_prefills(self, work: dict[int, SlotWork], budget: int) -> int:
+        """The next chunks of prompts that are partly computed; their blocks were taken when they were admitted."""
+        for seq in self._running.values():
+            if budget <= 0:
+                break
+            if seq.num_uncomputed_tokens > 1:
+                num_tokens = min(budget, seq.num_uncomputed_tokens)
+                self._schedule(seq, num_tokens, [], work)
+                self._register(seq)
+                budget -= num_tokens
+        return budget
+
+    def _plan_admissions(self, work: dict[int, SlotWork], admitted: list[Admission], budget: int) -> None:
+        while budget > 0 and self._free_slots:
+            seq = self._waiting.peek()
+            if seq is None or seq.num_pending_tokens or not self._admit(seq, admitted):
+                return
+            num_tokens = min(budget, seq.num_uncomputed_tokens)
+            self._schedule(seq, num_tokens, [], work)
+            self._register(seq)  # the next in line may share these blocks: ranks write KV before they read it
+            budget -= num_tokens
+
+    def _admit(self, seq: Sequence, admitted: list[Admission]) -> bool:
+        """Give the head of the line a slot and blocks for all its tokens, or say that there are none."""
+        num_tokens, pool = len(seq.token_ids), self._pool
+        # The last token is always computed: its logits give the next one.
+        found = (
+            pool.match(seq.token_ids, num_tokens - 1, seq.cache_salt)
+            if self._limits.enable_prefix_caching
+            else []
+        )
+        num_missing = -(-num_tokens // pool.block_size) - len(found)
+        # Blocks kept back for the next tokens of those that run, or each newcomer would soon drive one of them out.
+        reserve = min(len(self._running), pool.num_blocks // 16)
+        if num_missing + reserve > pool.num_free and self._running:
+            pool.release(found)
+            return False
+        block_table = found + pool.take(num_missing)
+        self._waiting.pop()
+        num_computed = len(found) * pool.block_size
+        if not seq.num_output_tokens:
+            seq.num_cached_tokens = num_computed
+            self._num_prompt_tokens += seq.num_prompt_tokens
+            self._num_cached_tokens += num_computed
+        seq.start(self._free_slots.pop(), block_table, num_computed)
+        seq.num_registered_blocks = len(found)
+        self._running[seq.seq_id] = seq
+        assert seq.slot is not None
+        admitted.append(
+            Admission(
+                slot=seq.slot,
+                seq_id=seq.seq_id,
+                token_ids=seq.token_ids.tolist(),
+                num_prompt_tokens=seq.num_prompt_tokens,
+                num_computed_tokens=num_computed,
+                block_table=list(block_table),
+                params=seq.params,
+            )
+        )
+        return True
+
+    def _schedule(
+        self, seq: Sequence, num_tokens: int, new_block_ids: list[int], work: dict[int, SlotWork]
+    ) -> None:
+        assert seq.slot is not None
+        work[seq.seq_id] = SlotWork(seq.slot, num_tokens, new_block_ids)
+        seq.num_computed_tokens += num_tokens
+        if seq.num_computed_tokens == seq.num_tokens:
+            seq.num_pending_tokens += 1
+
+    def _is_spent(self, seq: Sequence) -> bool:
+        """Whether the tokens on their way are the last it may have."""
+        num_output = seq.num_tokens - seq.num_prompt_tokens
+        return num_output >= seq.params.max_tokens or seq.num_tokens >= self._limits.max_model_len
+
+    def _make_room_for(self, seq: Sequence, work: dict[int, SlotWork]) -> bool:
+        """Free a block, if need be by preempting whoever has the least right to one; False: that is ``seq`` itself."""
+        while self._pool.num_free == 0:
+            victim = max(self._running.values(), key=lambda other: (other.priority, other.seq_id))
+            if work.pop(victim.seq_id, None) is not None:
+                victim.num_pending_tokens -= 1  # a decode that is planned no more
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Send a running sequence back into the line; samples on their way will still be booked."""
+        self._num_preemptions += 1
+        self._leave_slot(seq)
+        self._pool.release(seq.preempt())
+        self._waiting.push(seq)
+        if seq.num_pending_tokens:
+            self._preempted_pending[seq.seq_id] = seq
+
+    def _leave_slot(self, seq: Sequence) -> None:
+        assert seq.slot is not None
+        del self._running[seq.seq_id]
+        self._free_slots.append(seq.slot)
+        self._released.append(seq.slot)
+
+    # --- booking ---
+
+    def _append(self, seq: Sequence, token_id: int) -> None:
+        seq.token_ids.append(token_id)
+        seq.num_pending_tokens -= 1
+        if seq.status is SequenceStatus.WAITING:
+            self._waiting.num_tokens += 1
+            if not seq.num_pending_tokens:
+                del self._preempted_pending[seq.seq_id]
+        else:
+            self._register(seq)
+        if token_id in seq.params.stop_token_ids and seq.num_output_tokens > seq.params.min_tokens:
+            seq.stop_reason = token_id
+            self.finish(seq, FinishReason.STOP)
+        elif (
+            seq.num_output_tokens >= seq.params.max_tokens or len(seq.token_ids) >= self._limits.max_model_len
+        ):
+            self.finish(seq, FinishReason.LENGTH)
+
+    def _register(self, seq: Sequence) -> None:
+        """Make the blocks that are full of known tokens findable, as soon as their computation is planned."""
+        last = min(seq.num_computed_tokens, len(seq.token_ids)) // self._pool.block_size
+        if last > seq.num_registered_blocks and self._limits.enable_prefix_caching:
+            self._pool.register(
+                seq.token_ids, seq.block_table, seq.num_registered_blocks, last, seq.cache_salt
+            )
+            seq.num_registered_blocks = last

@@ -1,0 +1,62 @@
+"""The line of sequences that wait for a slot and for blocks."""
+
+import heapq
+
+from trioserve.core.sequence import Sequence, SequenceStatus
+
+
+class WaitingLine:
+    """First come first served within a priority; a preempted sequence is back at its old place.
+
+    ``push``, ``peek`` and ``pop`` are O(log n); ``discard`` is O(1) amortised: an entry that is gone is only counted
+    and swept out when more than half of the heap is.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Sequence]] = []
+        self._waiting: set[int] = set()
+        self.num_tokens = 0
+        """Known tokens of all that wait."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def push(self, seq: Sequence) -> None:
+        """Let a waiting sequence queue up by its priority and age."""
+        heapq.heappush(self._heap, (seq.priority, seq.seq_id, seq))
+        self._waiting.add(seq.seq_id)
+        self.num_tokens += len(seq.token_ids)
+
+    def peek(self) -> Sequence | None:
+        """The one whose turn it is, if any."""
+        while self._heap and self._heap[0][1] not in self._waiting:
+            heapq.heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def pop(self) -> Sequence:
+        """Take the one that ``peek`` showed."""
+        seq = self.peek()
+        assert seq is not None, "pop from an empty line"
+        heapq.heappop(self._heap)
+        self._forget(seq)
+        return seq
+
+    def discard(self, seq: Sequence) -> None:
+        """Take a sequence out wherever it stands; no effect when it does not wait."""
+        if seq.seq_id not in self._waiting:
+            return
+        self._forget(seq)
+        if len(self._heap) > 2 * len(self._waiting) + 16:
+            self._heap = [entry for entry in self._heap if entry[1] in self._waiting]
+            heapq.heapify(self._heap)
+
+    def clear(self) -> list[Sequence]:
+        """Empty the line; returns who stood in it, in order."""
+        waiting = [entry[2] for entry in sorted(self._heap) if entry[1] in self._waiting]
+        self._heap, self._waiting, self.num_tokens = [], set(), 0
+        return waiting
+
+    def _forget(self, seq: Sequence) -> None:
+        assert seq.status is not SequenceStatus.RUNNING, f"{seq!r} stands in the waiting line"
+        self._waiting.remove(seq.seq_id)
+        self.num_tokens -= len(seq.token_ids)
