@@ -9,9 +9,8 @@ from pydantic.fields import FieldInfo
 
 from trioserve import __version__
 from trioserve.errors import SettingsError
-from trioserve.settings import ENV_PREFIX, GROUPS, Settings, load_settings
+from trioserve.settings import ENV_PREFIX, EXIT_SETTINGS, GROUPS, Settings, load_settings
 
-EXIT_SETTINGS: Final = 78
 _EPILOG: Final = f"""\
 Every flag is also a variable ({ENV_PREFIX}MAX_NUM_SEQS) and a key of trioserve.toml (max_num_seqs);
 flags win over variables, variables over the file. Times are in seconds."""

@@ -24,6 +24,8 @@ ENV_PREFIX = "TRIOSERVE_"
 CONFIG_VARIABLE = "TRIOSERVE_CONFIG"
 """Names another file than ``trioserve.toml`` in the working directory."""
 BUILTIN_MODEL = "builtin"
+EXIT_SETTINGS = 78
+"""The exit code of a process whose settings are wrong."""
 
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP)")
 """What Kubernetes puts into the environment of a pod when a Service is called "trioserve"."""

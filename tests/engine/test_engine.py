@@ -21,7 +21,7 @@ from trioserve.engine.supervisor import supervise
 from trioserve.errors import NotReady, PromptTooLong, QueueFull, WorkerDied
 from trioserve.settings import Settings
 
-VOCABULARY = Vocabulary([chr(97 + i % 26).encode() for i in range(2000)], [False] * 2000)
+VOCABULARY = Vocabulary([chr(97 + i % 26).encode() for i in range(2000)], [False] * 2000, byte_tokens=None, strip_leading_space=False)
 """Token 0 is "a", token 1 is "b" and so on, round and round."""
 
 

@@ -12,6 +12,7 @@ from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle
 from trioserve.errors import EngineError, ModelError, TrioserveError
 from trioserve.executor.executor import Executor
+from trioserve.settings import EXIT_SETTINGS
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,6 @@ StartWorks = Callable[[], AbstractAsyncContextManager[Executor]]
 
 RESTART_WINDOW_S: Final = 600.0
 _MAX_BACKOFF_S: Final = 10.0
-EXIT_SETTINGS: Final = 78
 EXIT_ENGINE: Final = 70
 
 
