@@ -44,7 +44,9 @@ class Server:
         """Wait until /ready says 200."""
 
         def is_ready() -> bool:
-            assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.log}"
+            assert self.process.poll() is None, (
+                f"the server ended with {self.process.returncode}:\n{self.log}"
+            )
             try:
                 return httpx.get(self.url + "/ready", timeout=5).status_code == 200
             except httpx.TransportError:
@@ -57,7 +59,9 @@ class Server:
 
         def is_idle() -> bool:
             health = self.health()
-            return (health["num_running"], health["num_waiting"]) == (0, 0) and health["num_free_blocks"] == health["num_blocks"]
+            return (health["num_running"], health["num_waiting"]) == (0, 0) and health[
+                "num_free_blocks"
+            ] == health["num_blocks"]
 
         wait_until(is_idle, timeout_s, lambda: f"the server is not idle: {self.health()}")
 
@@ -93,7 +97,12 @@ def running_server(
     address = ("--port", str(port)) if command == TRIOSERVE else ("--bind", f"127.0.0.1:{port}")
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [*command, *address], env=environment, stdout=log, stderr=log, start_new_session=True, cwd=log_path.parent
+            [*command, *address],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=log_path.parent,
         )
     server = Server(process, port, log_path)
     try:
@@ -134,7 +143,9 @@ def free_port() -> int:
 
 def descendants(pid: int) -> list[int]:
     """The processes below ``pid``."""
-    children = [int(name) for name in os.listdir("/proc") if name.isdigit() and parent_of(int(name)) == pid]
+    children = [
+        int(entry.name) for entry in Path("/proc").glob("[0-9]*") if parent_of(int(entry.name)) == pid
+    ]
     return children + [below for child in children for below in descendants(child)]
 
 

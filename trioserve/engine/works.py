@@ -56,17 +56,19 @@ class _ProgressLog:
     """A line now and then while a large checkpoint loads; a small one loads without a word."""
 
     def __init__(self) -> None:
-        self._next_at = trio.current_time() + _PROGRESS_INTERVAL_S
+        self._next_at: float | None = None
 
     def report(self, progress: LoadProgress) -> None:
         now = trio.current_time()
+        if self._next_at is None:
+            self._next_at = now + _PROGRESS_INTERVAL_S
         if now < self._next_at:
             return
         self._next_at = now + _PROGRESS_INTERVAL_S
         share = progress.loaded_bytes / max(1, progress.total_bytes)
         bar = "#" * int(30 * share)
         logger.info(
-            "loading weights [%-30s] %3.0f %% of %.1f GB", bar, 100 * share, progress.total_bytes / 1e9
+            "loading weights [%-30s] %3.0f %% of %.2f GB", bar, 100 * share, progress.total_bytes / 1e9
         )
 
 

@@ -1,0 +1,3 @@
+from tests.model.checkpoints import checkpoints
+
+__all__ = ["checkpoints"]

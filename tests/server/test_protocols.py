@@ -1,0 +1,180 @@
+"""HTTP/2, with and without TLS, and TLS itself."""
+
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import httpx
+import pytest
+import trio
+
+from tests.server.apps import TinyApp
+from tests.server.serving import Server, request, serving
+from trioserve.server.config import ServerConfig
+from trioserve.server.sockets import Listener, bind
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        + ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+        check=True,
+        capture_output=True,
+    )
+    return cert, key
+
+
+@asynccontextmanager
+async def serving_tls(certificate: tuple[Path, Path], app: Any = None, **settings: Any) -> AsyncIterator[Server]:
+    def configure(config: ServerConfig) -> None:
+        config.certfile, config.keyfile = map(str, certificate)
+
+    listeners = [Listener(listener.sock, secure=True) for listener in bind("127.0.0.1", 0)]
+    async with serving(app, configure=configure, listeners=listeners, **settings) as server:
+        yield server
+
+
+def trusting(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificate[0]))
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["http/1.1", "h2"])
+async def test_tls_serves_answers_and_streams(certificate: tuple[Path, Path], http2: bool) -> None:
+    async with (
+        serving_tls(certificate) as server,
+        httpx.AsyncClient(verify=trusting(certificate), http2=http2) as client,
+    ):
+        url = f"https://127.0.0.1:{server.port}"
+        answer = await client.get(f"{url}/hello")
+        assert (answer.text, answer.http_version) == ("hello", "HTTP/2" if http2 else "HTTP/1.1")
+        answer = await client.post(f"{url}/echo", content=b"x" * 300_000)
+        assert answer.text == "300000"
+        assert (await client.get(f"{url}/stream?n=5")).text.endswith("[DONE]\n\n")
+        answer = await client.post(f"{url}/early?status=413", content=b"x" * 50_000)
+        assert answer.status_code == 413
+
+
+async def test_tls_drops_a_client_that_stops_reading(certificate: tuple[Path, Path]) -> None:
+    async with serving_tls(certificate, send_timeout_s=1) as server:
+        stream = trio.SSLStream(
+            await trio.open_tcp_stream("127.0.0.1", server.port), trusting(certificate), server_hostname="127.0.0.1"
+        )
+        await stream.send_all(request("GET", "/flood"))
+        assert (await server.app.wait_ended("/flood", within_s=3))[0] == "cancelled"
+        await trio.aclose_forcefully(stream)
+
+
+async def test_tls_to_a_client_that_speaks_plain_harms_nobody(certificate: tuple[Path, Path]) -> None:
+    async with serving_tls(certificate) as server, await server.connect() as client:
+        await client.get("/hello")
+        with pytest.raises((trio.BrokenResourceError, AssertionError)):
+            assert b"HTTP" in await client.read_to_end()
+
+
+async def test_http2_without_tls_by_prior_knowledge() -> None:
+    async with serving() as server, httpx.AsyncClient(http1=False, http2=True) as client:
+        answer = await client.get(f"http://127.0.0.1:{server.port}/hello")
+        assert (answer.text, answer.http_version, answer.headers["server"]) == ("hello", "HTTP/2", "trioserve")
+
+
+class H2Client:
+    """As much of an HTTP/2 client as shows what hypercorn's server does wrong."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self.connection.initiate_connection()
+        self.seen: list[h2.events.Event] = []
+
+    async def send(self) -> None:
+        await self._stream.send_all(self.connection.data_to_send())
+
+    def ask(self, stream_id: int, path: str, method: str = "GET") -> None:
+        headers = [(":method", method), (":path", path), (":authority", "x"), (":scheme", "http")]
+        self.connection.send_headers(stream_id, headers, end_stream=method == "GET")
+
+    async def until(self, condition: Callable[[h2.events.Event], bool], within_s: float = 2.0) -> None:
+        """Read until an event fulfils ``condition``, or the server closes."""
+        with trio.fail_after(within_s):
+            while not any(map(condition, self.seen)):
+                data = await self._stream.receive_some()
+                if not data:
+                    return
+                self.seen += self.connection.receive_data(data)
+                await self.send()
+
+    def body(self, stream_id: int) -> bytes:
+        events = [event for event in self.seen if isinstance(event, h2.events.DataReceived)]
+        return b"".join(event.data or b"" for event in events if event.stream_id == stream_id)
+
+
+def _ended(stream_id: int) -> Callable[[h2.events.Event], bool]:
+    return lambda event: isinstance(event, h2.events.StreamEnded) and event.stream_id == stream_id
+
+
+async def test_http2_data_for_an_answered_stream_does_not_end_the_others() -> None:
+    """hypercorn raised KeyError, which took the whole connection along."""
+    async with serving() as server, await server.connect() as raw:
+        client = H2Client(raw.stream)
+        client.ask(1, "/stream?n=20")
+        client.ask(3, "/early", "POST")
+        await client.send()
+        await client.until(_ended(3))
+        client.connection.send_data(3, b"x" * 1000, end_stream=True)
+        await client.send()
+        await client.until(_ended(1))
+        assert client.body(1).endswith(b"[DONE]\n\n")
+
+
+async def test_http2_reset_of_a_stream_cancels_its_handler_only() -> None:
+    async with serving() as server, await server.connect() as raw:
+        client = H2Client(raw.stream)
+        client.ask(1, "/sleep?s=5")
+        client.ask(3, "/sleep?s=0.2")
+        await client.send()
+        await trio.sleep(0.05)
+        client.connection.reset_stream(1)
+        await client.send()
+        assert (await server.app.wait_ended("/sleep"))[0] == "cancelled"
+        await client.until(_ended(3))
+        assert server.app.how_ended("/sleep") == ["cancelled", "finished"]
+
+
+async def test_http2_client_that_opens_no_window_is_dropped() -> None:
+    async with serving(TinyApp(), send_timeout_s=0.5) as server, await server.connect() as raw:
+        client = H2Client(raw.stream)
+        client.ask(1, "/flood")
+        await client.send()
+        assert (await server.app.wait_ended("/flood", within_s=2))[0] == "cancelled"
+
+
+async def test_http2_says_goaway_to_the_idle_and_lets_the_busy_finish() -> None:
+    async with (
+        serving(drain_timeout_s=5) as server,
+        await server.connect() as idle_raw,
+        await server.connect() as busy_raw,
+    ):
+        idle, busy = H2Client(idle_raw.stream), H2Client(busy_raw.stream)
+        idle.ask(1, "/hello")
+        await idle.send()
+        await idle.until(_ended(1))
+        busy.ask(1, "/stream?n=20")
+        await busy.send()
+        await trio.sleep(0.05)
+        server.notices.tell()
+        await idle.until(lambda event: isinstance(event, h2.events.ConnectionTerminated), within_s=0.3)
+        await busy.until(_ended(1))
+        assert busy.body(1).endswith(b"[DONE]\n\n")
+        with trio.fail_after(1):
+            await server.ended.wait()
+        assert server.exit_code == 0

@@ -1,0 +1,107 @@
+"""A front in miniature: makes step plans for sequences and keeps what comes back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from trioserve.core.sampling import SamplingParams
+from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult, WorkerConfig
+from trioserve.worker.load import load_runner
+
+BLOCK_SIZE = 16
+GREEDY = SamplingParams(max_tokens=100, temperature=0.0)
+
+
+def worker_config(folder: Path, **changes: object) -> WorkerConfig:
+    """What the front would send for a small test."""
+    values = {
+        "model_path": str(folder),
+        "device": "cpu",
+        "dtype": "auto",
+        "tp_rank": 0,
+        "tp_size": 1,
+        "block_size": BLOCK_SIZE,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 256,
+        "max_model_len": 128,
+        "num_blocks": 64,
+        "kv_cache_bytes": 0,
+        "num_threads": 1,
+    }
+    return WorkerConfig(**(values | changes))  # type: ignore[arg-type] # as the fields are
+
+
+@dataclass
+class Front:
+    """Drives one rank through ``execute``; every slot has its own blocks, from ``slot * 8`` on."""
+
+    execute: Callable[[StepPlan], StepResult]
+    outputs: dict[int, list[int]] = field(default_factory=dict)
+    samples: dict[int, list[SampledToken]] = field(default_factory=dict)
+    step_id: int = 0
+    _admitted: list[Admission] = field(default_factory=list)
+    _released: list[int] = field(default_factory=list)
+    _num_blocks: dict[int, int] = field(default_factory=dict)
+    _ends: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, **changes: object) -> "Front":
+        """A front over a runner in this process."""
+        runner, _ = load_runner(worker_config(folder, **changes), lambda progress: None, 0.0)
+        torch.set_num_threads(1)
+        return cls(runner.run)
+
+    def admit(
+        self,
+        slot: int,
+        token_ids: list[int],
+        params: SamplingParams = GREEDY,
+        *,
+        num_prompt_tokens: int | None = None,
+        shared: list[int] | None = None,
+    ) -> None:
+        """Admit a sequence with the next step; the blocks in ``shared`` hold its first tokens already."""
+        blocks = shared or []
+        computed = len(blocks) * BLOCK_SIZE
+        num_prompt = len(token_ids) if num_prompt_tokens is None else num_prompt_tokens
+        self._admitted.append(Admission(slot, 100 + slot, token_ids, num_prompt, computed, blocks, params))
+        self._num_blocks[slot], self._ends[slot] = len(blocks), computed
+        self.outputs[slot] = token_ids[num_prompt:]
+        self.samples[slot] = []
+
+    def release(self, *slots: int) -> None:
+        """Release slots with the next step."""
+        self._released += slots
+
+    def step(self, **work: int) -> list[SampledToken]:
+        """Compute so many tokens: ``step(s0=1, s3=20)``."""
+        return self.take(self.execute(self.plan(**work)))
+
+    def plan(self, **work: int) -> StepPlan:
+        """The plan for a step, not carried out."""
+        items = [self._work(int(name[1:]), count) for name, count in work.items()]
+        plan = StepPlan(self.step_id, self._released, self._admitted, items)
+        self._released, self._admitted = [], []
+        self.step_id += 1
+        return plan
+
+    def take(self, result: StepResult) -> list[SampledToken]:
+        """Note what a step sampled."""
+        for sample in result.sampled:
+            assert sample.seq_id == 100 + sample.slot
+            self.outputs[sample.slot].append(sample.token_id)
+            self.samples[sample.slot].append(sample)
+        return result.sampled
+
+    def decode(self, num_steps: int, *slots: int) -> None:
+        """Decode steps of all ``slots`` together."""
+        for _ in range(num_steps):
+            self.step(**{f"s{slot}": 1 for slot in slots})
+
+    def _work(self, slot: int, count: int) -> SlotWork:
+        self._ends[slot] += count
+        have, need = self._num_blocks[slot], -(-self._ends[slot] // BLOCK_SIZE)
+        self._num_blocks[slot] = max(have, need)
+        return SlotWork(slot, count, [slot * 8 + number for number in range(have, need)])

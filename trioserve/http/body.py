@@ -1,0 +1,44 @@
+"""Reads a request's body within the limits on its size, its time and its kind."""
+
+import math
+
+import trio
+from quart import Request
+
+from trioserve.http.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
+from trioserve.settings import LimitSettings
+
+
+async def read_json_body(request: Request, limits: LimitSettings) -> bytes:
+    """The bytes of a body that should be JSON.
+
+    Raises:
+        UnsupportedMediaType: It says that it is something else; saying nothing is fine.
+        BodyTooLarge, BodyTimeout: Names the limit.
+    """
+    _check_media_type(request)
+    if (request.content_length or 0) > limits.max_body_bytes:
+        raise _too_large(limits)
+    body = bytearray()
+    with trio.move_on_after(limits.body_timeout_s or math.inf):
+        async for piece in request.body:
+            body += piece
+            if len(body) > limits.max_body_bytes:
+                raise _too_large(limits)
+        return bytes(body)
+    raise BodyTimeout(f"the body did not arrive within {limits.body_timeout_s:g} s")
+
+
+def _check_media_type(request: Request) -> None:
+    kind = request.mimetype
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    is_json = kind in {"", "application/json"} or (kind.startswith("application/") and kind.endswith("+json"))
+    if not is_json or charset not in {"utf-8", "utf8", "us-ascii"}:
+        given = request.headers.get("content-type", "")[:100]
+        raise UnsupportedMediaType(f"content-type must be application/json in UTF-8, not {given!r}")
+
+
+def _too_large(limits: LimitSettings) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body has more than {limits.max_body_bytes} bytes, the most that max_body_bytes allows"
+    )

@@ -1,0 +1,153 @@
+"""One request's way through the engine, streamed or whole; the same for every endpoint that generates."""
+
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import trio
+from quart import Response, request
+
+from trioserve.core.delta import OutputDelta, merge
+from trioserve.core.sequence import FinishReason, Sequence
+from trioserve.engine.engine import Engine
+from trioserve.engine.mailbox import Mailbox
+from trioserve.errors import EngineError, RequestTimeout
+from trioserve.http import sse
+from trioserve.http.errors import guarded
+from trioserve.http.request_id import request_id_of
+from trioserve.http.services import ServedModel
+from trioserve.protocol.sampling import GenerationFields, params_of_choice, sampling_params
+
+_FINISH: Final = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+
+
+class EventWriter(Protocol):
+    """Turns deltas into the events of one endpoint."""
+
+    def opening(self) -> bytes:
+        """Events that go out before any token is there."""
+
+    def feed(self, index: int, delta: OutputDelta) -> bytes:
+        """The events that tell ``delta`` of choice ``index``; empty when there is nothing to tell."""
+
+    def closing(self) -> bytes:
+        """Events after the last delta."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What every answer and every chunk of it repeats."""
+
+    id: str
+    model: str
+    fingerprint: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, served: ServedModel, asked_model: str | None, *, prefix: str) -> "Heading":
+        """A heading with a new id."""
+        return cls(prefix + uuid.uuid4().hex, served.answer_name(asked_model), served.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The sequences of one request, not yet given to the engine: until then nothing needs to be taken back."""
+
+    engine: Engine
+    sequences: list[Sequence]
+    """Choice k of prompt p is number p * n + k."""
+    deadline: float
+    """On trio's clock."""
+    time_limit_s: float
+    request_id: str
+
+    async def results(self) -> list[OutputDelta]:
+        """All that each choice came to, as one delta.
+
+        Raises:
+            RequestTimeout: The deadline passed first.
+            EngineError: The engine gave a choice up.
+        """
+        deltas: list[list[OutputDelta]] = [[] for _ in self.sequences]
+        with self.engine.stream(self.sequences) as mailbox:
+            while not mailbox.is_done:
+                for index, delta in await self._receive(mailbox, until=math.inf):
+                    deltas[index].append(delta)
+        return [merge(parts) for parts in deltas]
+
+    def response(self, writer: EventWriter, *, keep_alive_s: float) -> Response:
+        """The answer that streams what ``writer`` makes of the deltas."""
+        return sse.response(guarded(self._events(writer, keep_alive_s=keep_alive_s), self.request_id))
+
+    async def _events(self, writer: EventWriter, *, keep_alive_s: float) -> AsyncGenerator[bytes, None]:
+        """What ``writer`` makes of the deltas, as they come; a comment after ``keep_alive_s`` of silence."""
+        silence_s = keep_alive_s or math.inf
+        with self.engine.stream(self.sequences) as mailbox:
+            yield writer.opening()
+            silent_at = trio.current_time() + silence_s
+            while not mailbox.is_done:
+                deltas = await self._receive(mailbox, until=silent_at)
+                data = b"".join([writer.feed(index, delta) for index, delta in deltas])
+                if not data and trio.current_time() >= silent_at:
+                    data = sse.KEEP_ALIVE
+                if data:
+                    yield data
+                    silent_at = trio.current_time() + silence_s
+        yield writer.closing()
+
+    async def _receive(self, mailbox: Mailbox, *, until: float) -> SequenceOf[tuple[int, OutputDelta]]:
+        """What is in the mailbox next; nothing when ``until`` comes first."""
+        deltas: SequenceOf[tuple[int, OutputDelta]] = ()
+        with trio.move_on_at(min(until, self.deadline)):
+            deltas = await mailbox.receive()
+        if not deltas and trio.current_time() >= self.deadline:
+            raise RequestTimeout(f"the request took longer than request_timeout_s = {self.time_limit_s:g}")
+        for _, delta in deltas:
+            if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                raise EngineError(delta.error or "the request was aborted")
+        return deltas
+
+
+def prepare(
+    served: ServedModel,
+    asked: GenerationFields,
+    prompts: SequenceOf[list[int]],
+    *,
+    started_at: float,
+    time_limit_s: float,
+) -> Generation:
+    """Check that the engine takes ``prompts`` now, and make their sequences.
+
+    Raises:
+        RequestError: A prompt is too long, or a parameter does not fit the model.
+        TryAgain: Nothing is served now, or too much waits already.
+    """
+    engine, n = served.engine, asked.num_choices
+    num_sequences = len(prompts) * n
+    rooms = [engine.check(len(prompt)) for prompt in prompts]
+    mean_tokens = -(-sum(map(len, prompts)) // len(prompts))
+    engine.check(mean_tokens, num_sequences=num_sequences)
+    salt = (asked.cache_salt or "").encode()
+    sequences = []
+    for prompt, room in zip(prompts, rooms, strict=True):
+        params = sampling_params(asked, served.defaults, room=room)
+        sequences += [
+            Sequence(prompt, params_of_choice(params, k), priority=asked.priority or 0, cache_salt=salt)
+            for k in range(n)
+        ]
+    return Generation(
+        engine=engine,
+        sequences=sequences,
+        deadline=started_at + (time_limit_s or math.inf),
+        time_limit_s=time_limit_s,
+        request_id=request_id_of(request),
+    )
+
+
+def finish_reason_of(delta: OutputDelta) -> str | None:
+    """The wire's word for why a choice ended, or None while it goes on."""
+    return None if delta.finish_reason is None else _FINISH[delta.finish_reason]

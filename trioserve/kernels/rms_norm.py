@@ -1,0 +1,83 @@
+"""Root mean square normalisation, alone and with the residual sum before it."""
+
+import torch
+from torch import Tensor
+
+from trioserve._speedups import elementwise as native
+from trioserve.kernels.cpu import ISA, is_native
+from trioserve.kernels.shapes import Shapes
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """``x`` at unit root mean square along its last dimension, times ``weight``.
+
+    Shapes:
+        x, result: [num_tokens, hidden_size], or [num_tokens, num_heads, hidden_size] with heads contiguous
+        weight: [hidden_size]
+    Raises:
+        ShapeError: The last dimension of ``x`` is not that of ``weight``.
+    """
+    spec = "num_tokens hidden_size" if x.dim() == 2 else "num_tokens num_heads hidden_size"
+    size = Shapes(x=(x, spec), weight=(weight, "hidden_size"))["hidden_size"]
+    if not is_native(x.dtype, size):
+        return rms_norm_ref(x, weight, eps=eps)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _run(out, x, None, weight, eps)
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """Add ``x`` to ``residual`` in place and normalise the sum.
+
+    Shapes:
+        x, residual, result: [num_tokens, hidden_size]
+        weight: [hidden_size]
+    Raises:
+        ShapeError: They do not fit each other.
+    """
+    size = Shapes(
+        x=(x, "num_tokens hidden_size"),
+        residual=(residual, "num_tokens hidden_size"),
+        weight=(weight, "hidden_size"),
+    )["hidden_size"]
+    if not is_native(x.dtype, size):
+        out, total = add_rms_norm_ref(x, residual, weight, eps=eps)
+        residual.copy_(total)
+        return out
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _run(out, x, residual, weight, eps)
+    return out
+
+
+def _run(
+    out: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, isa: str = ISA
+) -> None:
+    inner, size = x.numel() // max(1, x.shape[0] * x.shape[-1]), x.shape[-1]
+    assert x[0].is_contiguous() and weight.is_contiguous(), "the rows of x, or weight, are not contiguous"
+    assert residual is None or residual.is_contiguous(), "residual is not contiguous"
+    native.rms_norm(
+        out.data_ptr(),
+        x.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        weight.data_ptr(),
+        num_rows=x.shape[0] * inner,
+        inner=inner,
+        stride=x.stride(0),
+        size=size,
+        eps=eps,
+        is_bf16=x.dtype == torch.bfloat16,
+        num_threads=torch.get_num_threads(),
+        isa=isa,
+    )
+
+
+def rms_norm_ref(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """The truth for ``rms_norm``: float32 throughout, rounded once."""
+    wide = x.float()
+    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.float()).to(x.dtype)
+
+
+def add_rms_norm_ref(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+    """The truth for ``add_rms_norm``: the normalised sum and the sum, nothing in place."""
+    total = (x.float() + residual.float()).to(x.dtype)
+    return rms_norm_ref(total, weight, eps=eps), total

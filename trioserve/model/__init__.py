@@ -1,0 +1,1 @@
+"""From a Hugging Face folder to a decoder that runs: config, loader, layers, one decoder for all families."""

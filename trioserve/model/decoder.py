@@ -1,0 +1,161 @@
+"""The one decoder of all families: embedding, layers of attention and gated MLP, norm, head."""
+
+import torch
+from torch import Tensor, nn
+
+from trioserve.kernels.activation import activation_mul
+from trioserve.kernels.attention import paged_attention
+from trioserve.kernels.rope import apply_rope
+from trioserve.kernels.store_kv import store_kv
+from trioserve.model.batch import ForwardBatch, LayerCache
+from trioserve.model.config import DecoderConfig
+from trioserve.model.layers import (
+    MergedColumnParallelLinear,
+    ParallelLMHead,
+    QKVParallelLinear,
+    RMSNorm,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+)
+from trioserve.model.rope import rope_table
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions over the paged cache."""
+
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._config = config
+        self._sliding_window = config.sliding_windows[layer]
+        self._sizes = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self.qkv_proj = QKVParallelLinear(
+            config.hidden_size,
+            config.head_dim,
+            config.num_heads,
+            config.num_kv_heads,
+            bias=config.qkv_bias,
+            dtype=dtype,
+        )
+        self.o_proj = RowParallelLinear(
+            config.num_heads * config.head_dim, config.hidden_size, bias=config.o_bias, dtype=dtype
+        )
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
+
+    def forward(self, x: Tensor, batch: ForwardBatch, cache: LayerCache, table: Tensor) -> Tensor:
+        """[num_tokens, hidden_size] -> the same; writes the tokens' KV on the way."""
+        heads = self.qkv_proj(x).view(x.shape[0], -1, self._config.head_dim)
+        q, k, v = heads.split(self._sizes, dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        apply_rope(q, k, batch.positions, table, interleaved=self._config.rope.style == "interleaved")
+        store_kv(k, v, cache.k, cache.v, batch.slot_mapping)
+        seen = paged_attention(
+            q,
+            cache.k,
+            cache.v,
+            batch.cu_seqlens_q,
+            batch.seq_lens,
+            batch.block_tables,
+            scale=self._config.head_dim**-0.5,
+            sliding_window=self._sliding_window,
+        )
+        out: Tensor = self.o_proj(seen.flatten(1))
+        return out
+
+
+class MLP(nn.Module):
+    """Gated: down(activation(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._activation = config.activation
+        sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
+        self.gate_up_proj = MergedColumnParallelLinear(
+            config.hidden_size, sizes, bias=config.mlp_bias, dtype=dtype
+        )
+        self.down_proj = RowParallelLinear(
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[num_tokens, hidden_size] -> the same."""
+        out: Tensor = self.down_proj(activation_mul(self.gate_up_proj(x), self._activation))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm, each added to the residual."""
+
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer, dtype)
+        self.mlp = MLP(config, dtype)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+
+    def forward(
+        self, x: Tensor | None, residual: Tensor, batch: ForwardBatch, cache: LayerCache, table: Tensor
+    ) -> Tensor:
+        """What is still to be added to ``residual``, which this layer updates in place.
+
+        Shapes:
+            x: [num_tokens, hidden_size], what the layer before left to be added; None for the first
+            residual, result: [num_tokens, hidden_size]
+        """
+        normed = self.input_layernorm(residual) if x is None else self.input_layernorm.add(x, residual)
+        attended = self.self_attn(normed, batch, cache, table)
+        out: Tensor = self.mlp(self.post_attention_layernorm.add(attended, residual))
+        return out
+
+
+class DecoderModel(nn.Module):
+    """Embedding, layers and the last norm; the name ``model`` of the checkpoints."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, num_positions: int) -> None:
+        super().__init__()
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, dtype)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer, dtype) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self._rope_table = rope_table(config.rope, config.head_dim, num_positions)
+
+    def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
+        """Hidden states of the rows that sample, [num_samples, hidden_size]."""
+        residual: Tensor = self.embed_tokens(batch.token_ids)
+        x: Tensor | None = None
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, residual, batch, cache, self._rope_table)
+        assert x is not None, "a decoder has at least one layer"
+        rows = batch.sample_rows
+        out: Tensor = self.norm.add(x.index_select(0, rows), residual.index_select(0, rows))
+        return out
+
+
+class Decoder(nn.Module):
+    """A causal language model whose family is data; parameters bear the checkpoints' names, merged ones aside."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, num_positions: int) -> None:
+        """Allocate, unfilled; sequences may reach ``num_positions`` tokens."""
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.model = DecoderModel(config, dtype, num_positions)
+        self.lm_head = ParallelLMHead(config.hidden_size, config.vocab_size, dtype)
+        if config.tie_word_embeddings:
+            self.lm_head.tie(self.model.embed_tokens)
+
+    def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
+        """Run a step: write its KV, return the hidden states of the rows that sample.
+
+        Shapes:
+            result: [num_samples, hidden_size]
+        """
+        hidden: Tensor = self.model(batch, caches)
+        return hidden
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[num_samples, hidden_size] -> [num_samples, vocab_size], in the model's dtype."""
+        logits: Tensor = self.lm_head(hidden)
+        return logits

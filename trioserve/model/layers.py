@@ -1,0 +1,126 @@
+"""Layers that hold weights, by the names that tensor parallelism gives them.
+
+Each knows how a checkpoint's tensors fill its parameters: ``weight_loader(parameter, loaded, shard)`` is the one door,
+so that a layer split over ranks changes here and nowhere else.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+
+from trioserve.errors import ModelError
+from trioserve.kernels.rms_norm import add_rms_norm, rms_norm
+
+
+class WeightedLayer(nn.Module):
+    """A layer whose parameters a checkpoint fills."""
+
+    shards: tuple[str, ...] = ()
+    """Checkpoint modules that are merged into this one, in the order of their rows; empty: it is its own."""
+
+    def weight_loader(self, parameter: nn.Parameter, loaded: Tensor, shard: str | None) -> None:
+        """Fill ``parameter``, or the rows of ``shard`` in it.
+
+        Raises:
+            ModelError: The shapes differ; names both.
+        """
+        target = parameter.data if shard is None else self._rows(parameter.data, shard)
+        if target.shape != loaded.shape:
+            raise ModelError(f"has shape {list(loaded.shape)}, the config says {list(target.shape)}")
+        target.copy_(loaded)
+
+    def _rows(self, data: Tensor, shard: str) -> Tensor:
+        raise NotImplementedError
+
+
+class RMSNorm(WeightedLayer):
+    """Root mean square norm; with a residual it adds first, in place."""
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = _parameter(size, dtype=dtype)
+        self._eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, eps=self._eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Norm of the sum, which ``residual`` becomes."""
+        return add_rms_norm(x, residual, self.weight, eps=self._eps)
+
+
+class _Linear(WeightedLayer):
+    """[num_tokens, in_size] -> [num_tokens, out_size]."""
+
+    def __init__(self, in_size: int, out_size: int, *, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = _parameter(out_size, in_size, dtype=dtype)
+        self.bias = _parameter(out_size, dtype=dtype) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class ColumnParallelLinear(_Linear):
+    """Output features are what ranks would share out."""
+
+
+class RowParallelLinear(_Linear):
+    """Input features are what ranks would share out; their outputs are summed."""
+
+
+class MergedColumnParallelLinear(ColumnParallelLinear):
+    """Several projections of one input in one matrix, such as gate_proj and up_proj."""
+
+    def __init__(self, in_size: int, sizes: dict[str, int], *, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__(in_size, sum(sizes.values()), bias=bias, dtype=dtype)
+        self.shards = tuple(sizes)
+        self._sizes = sizes
+
+    def _rows(self, data: Tensor, shard: str) -> Tensor:
+        start = sum(self._sizes[name] for name in self.shards[: self.shards.index(shard)])
+        return data[start : start + self._sizes[shard]]
+
+
+class QKVParallelLinear(MergedColumnParallelLinear):
+    """q_proj, k_proj and v_proj in one matrix, shared out by heads."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        head_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        kv_size = num_kv_heads * head_dim
+        sizes = {"q_proj": num_heads * head_dim, "k_proj": kv_size, "v_proj": kv_size}
+        super().__init__(hidden_size, sizes, bias=bias, dtype=dtype)
+
+
+class VocabParallelEmbedding(WeightedLayer):
+    """Token ids to vectors; the vocabulary is what ranks would share out."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = _parameter(vocab_size, hidden_size, dtype=dtype)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return embedding(token_ids, self.weight)
+
+
+class ParallelLMHead(ColumnParallelLinear):
+    """Hidden states to logits."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, dtype: torch.dtype) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False, dtype=dtype)
+
+    def tie(self, embed_tokens: VocabParallelEmbedding) -> None:
+        """Share the matrix of the embedding."""
+        self.weight = embed_tokens.weight
+
+
+def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)

@@ -1,0 +1,177 @@
+"""Fills a decoder from a folder of safetensors, tensor by tensor, or with seeded noise.
+
+Only safetensors are read: the other formats of checkpoints are pickles, and a pickle is a program.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from trioserve.errors import ModelError
+from trioserve.model.config import DecoderConfig
+from trioserve.model.decoder import Decoder
+from trioserve.model.layers import WeightedLayer
+
+Progress = Callable[[int, int], None]
+"""Called with (loaded_bytes, total_bytes), bytes of the files."""
+
+_SINGLE: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_IGNORED_ENDINGS: Final = ("rotary_emb.inv_freq",)
+"""Buffers that old checkpoints carry and that follow from the config."""
+_DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+class _Target(NamedTuple):
+    """Where a checkpoint's tensor goes."""
+
+    layer: WeightedLayer
+    parameter: nn.Parameter
+    shard: str | None
+
+
+def resolve_dtype(folder: Path, config: DecoderConfig, asked: str) -> torch.dtype:
+    """The type to compute in: what was asked for, or for "auto" what the checkpoint holds.
+
+    Raises:
+        ModelError: The checkpoint holds no type that is served.
+    """
+    if asked != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[asked]
+    if config.dtype is not None:
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[config.dtype]
+    with _opened(weight_files(folder)[0]) as file:
+        names = file.keys()
+        stored = file.get_slice(next(iter(names))).get_dtype()
+    if stored not in _DTYPES:
+        raise ModelError(f"{folder} holds weights of type {stored}; served are {', '.join(_DTYPES)}")
+    return _DTYPES[stored]
+
+
+def load_weights(model: Decoder, folder: Path, progress: Progress = lambda loaded, total: None) -> None:
+    """Fill every parameter of ``model`` from the safetensors in ``folder``.
+
+    Raises:
+        ModelError: No safetensors, a damaged file, or tensors that are missing, unknown or of another shape.
+    """
+    targets = checkpoint_targets(model)
+    files = weight_files(folder)
+    total = sum(path.stat().st_size for path in files)
+    loaded = 0
+    missing, unknown = set(targets), []
+    for path in files:
+        for name, tensor in _tensors(path):
+            if name in targets:
+                _fill(targets[name], name, tensor)
+                missing.discard(name)
+            elif not _is_ignored(name, model.config):
+                unknown.append(name)
+            loaded += tensor.nbytes
+            progress(loaded, total)
+    _refuse_leftovers(folder, sorted(missing), sorted(unknown))
+    progress(total, total)
+
+
+def dummy_weights(model: Decoder, seed: int, progress: Progress = lambda loaded, total: None) -> None:
+    """Fill ``model`` with noise that depends on ``seed`` alone; norms are one, biases small."""
+    generator = torch.Generator().manual_seed(seed)
+    total, loaded = sum(parameter.nbytes for parameter in model.parameters()), 0
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data.fill_(1.0)
+        else:
+            # the standard deviation of an untrained checkpoint, drawn evenly: a tenth of the time of a normal draw
+            bound = 0.02 * math.sqrt(3.0)
+            parameter.data.uniform_(-bound, bound, generator=generator)
+        loaded += parameter.nbytes
+        progress(loaded, total)
+
+
+def checkpoint_targets(model: nn.Module) -> dict[str, _Target]:
+    """The tensors that a checkpoint of ``model`` must hold, by name."""
+    targets = {}
+    for path, layer in model.named_modules():
+        if not isinstance(layer, WeightedLayer):
+            continue
+        parent = path.rpartition(".")[0]
+        for kind, parameter in layer.named_parameters(recurse=False):
+            for shard in layer.shards or (None,):
+                name = f"{path}.{kind}" if shard is None else f"{parent}.{shard}.{kind}"
+                targets[name] = _Target(layer, parameter, shard)
+    if isinstance(model, Decoder) and model.config.tie_word_embeddings:
+        del targets["lm_head.weight"]
+    return targets
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the checkpoint in ``folder``.
+
+    Raises:
+        ModelError: There are none, or the index names files that are not there.
+    """
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if (folder / _INDEX).is_file():
+        return _indexed_files(folder)
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found
+    others = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern)]
+    held = f"only {', '.join(sorted(others)[:3])}" if others else "no weights"
+    raise ModelError(f"{folder} holds {held}; safetensors are needed ({_SINGLE}, or shards with {_INDEX})")
+
+
+def _indexed_files(folder: Path) -> list[Path]:
+    path = folder / _INDEX
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as exc:
+        raise ModelError(f"{path} is damaged: {exc}") from exc
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ModelError(f"{path} is damaged: it does not name files of its own folder")
+    absent = sorted(name for name in names if not (folder / name).is_file())
+    if absent:
+        raise ModelError(f"{folder} lacks {len(absent)} of {len(names)} weight files, such as {absent[0]}")
+    return [folder / name for name in sorted(names)]
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 # a safetensors handle is no mapping
+            try:
+                yield name, file.get_tensor(name)
+            except SafetensorError as exc:
+                raise ModelError(f"{path}: {name} cannot be read: {exc}") from exc
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as exc:
+        raise ModelError(f"{path} is damaged or truncated: {exc}") from exc
+
+
+def _fill(target: _Target, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or tensor.element_size() < 2:
+        raise ModelError(f"tensor {name} is of type {tensor.dtype}; only unquantized checkpoints are served")
+    try:
+        target.layer.weight_loader(target.parameter, tensor, target.shard)
+    except ModelError as exc:
+        raise ModelError(f"tensor {name} {exc}") from None
+
+
+def _is_ignored(name: str, config: DecoderConfig) -> bool:
+    return name.endswith(_IGNORED_ENDINGS) or (config.tie_word_embeddings and name == "lm_head.weight")
+
+
+def _refuse_leftovers(folder: Path, missing: list[str], unknown: list[str]) -> None:
+    for names, fault in ((missing, "lacks"), (unknown, "holds unknown")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ModelError(f"{folder} {fault} {len(names)} tensors: {', '.join(names[:3])}{more}")

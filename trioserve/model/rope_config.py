@@ -1,0 +1,112 @@
+"""How a config says that positions turn into rotations, in both spellings that checkpoints use."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast
+
+from trioserve.errors import ModelError
+
+RopeStyle = Literal["half", "interleaved"]
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+
+_KINDS: Final = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding; fields of other kinds than ``kind`` keep their defaults."""
+
+    style: RopeStyle
+    """half: element i pairs with i + head_dim / 2; interleaved: 2 i pairs with 2 i + 1."""
+    theta: float
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_max_positions: int = 0
+    """Context of the first training, in tokens."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    """Multiplies cos and sin."""
+    truncate: bool = True
+    """yarn: whether the ramp begins and ends at whole dimensions."""
+
+
+def read_rope(
+    values: Mapping[str, Any], style: RopeStyle, default_theta: float, head_dim: int, max_positions: int
+) -> RopeConfig:
+    """The rotary part of a config: ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
+
+    Raises:
+        ModelError: The kind is not supported or lacks a number that it needs.
+    """
+    if head_dim % 2:
+        raise ModelError(f"head_dim {head_dim} is odd and cannot be rotated in pairs")
+    fields = _fields(values)
+    kind = fields.get("rope_type") or fields.get("type") or "default"
+    if kind not in _KINDS:
+        raise ModelError(f"rope type {kind!r} is not supported; these are: {', '.join(_KINDS)}")
+    if fields.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise ModelError("partial_rotary_factor is not supported, only whole heads are rotated")
+    theta = _number(fields, "rope_theta", default_theta)
+    if kind == "default":
+        return RopeConfig(style, theta)
+    original = values.get("original_max_position_embeddings") or fields.get(
+        "original_max_position_embeddings"
+    )
+    original = int(_number({"original": original}, "original", max_positions))
+    factor = _number(fields, "factor", max_positions / original if kind == "yarn" else None)
+    return RopeConfig(
+        style,
+        theta,
+        cast("RopeKind", kind),
+        factor,
+        original,
+        low_freq_factor=_number(fields, "low_freq_factor", None if kind == "llama3" else 1.0),
+        high_freq_factor=_number(fields, "high_freq_factor", None if kind == "llama3" else 4.0),
+        beta_fast=_number(fields, "beta_fast", 32.0),
+        beta_slow=_number(fields, "beta_slow", 1.0),
+        attention_factor=_attention_factor(fields, factor) if kind == "yarn" else 1.0,
+        truncate=fields.get("truncate") is not False,
+    )
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Theta and scaling in one mapping, whichever spelling the config uses."""
+    fields: dict[str, Any] = {"rope_theta": values.get("rope_theta")}
+    for spelling in ("rope_scaling", "rope_parameters"):
+        found = values.get(spelling)
+        if isinstance(found, dict):
+            fields |= found
+    nested = [key for key, value in fields.items() if isinstance(value, dict)]
+    if nested:
+        raise ModelError(f"rope parameters that differ by layer are not supported: {', '.join(nested)}")
+    return fields
+
+
+def _attention_factor(fields: Mapping[str, Any], factor: float) -> float:
+    """What yarn multiplies cos and sin by, given or inferred.
+
+    Source: arXiv:2309.00071, and ``mscale`` as transformers' ``_compute_yarn_parameters`` reads it.
+    """
+    if fields.get("attention_factor") is not None:
+        return _number(fields, "attention_factor", None)
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    upper, lower = fields.get("mscale"), fields.get("mscale_all_dim")
+    if upper and lower:
+        return mscale(float(upper)) / mscale(float(lower))
+    return mscale(1.0)
+
+
+def _number(fields: Mapping[str, Any], key: str, default: float | None) -> float:
+    value = fields.get(key)
+    if value is None:
+        value = default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ModelError(f"config.json: the rope parameter {key} is {value!r}, not a number above 0")
+    return float(value)

@@ -1,0 +1,1 @@
+"""From what a client says to token ids: tokenizer, sandboxed chat templates, the renderer that joins them."""

@@ -1,0 +1,220 @@
+"""Chat templates: Jinja in a sandbox, rendered as transformers' ``apply_chat_template`` renders them."""
+
+import json
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from trioserve.errors import InvalidRequest, ModelError, NoChatTemplate, SettingsError
+from trioserve.prompt.tokenizer import read_json
+
+_MAX_REASON_CHARS: Final = 300
+_NO_VARIABLES: Final[Mapping[str, Any]] = {}
+_MARKER: Final = "3f9c1d"
+_TEMPLATE_FAULTS: Final = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a template can raise while it renders, apart from our bugs and the machine's limits."""
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """One compiled template. Rendering is sync and may run in any thread."""
+
+    def __init__(self, source: str) -> None:
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as exc:
+            raise ModelError(f"the chat template does not compile: {exc}") from exc
+        self._roles = _replacements(source)
+        self._reads_parts = self._shows([{"type": "text", "text": _MARKER}])
+        self._reads_text = self._shows(_MARKER)
+
+    def render(
+        self,
+        messages: SequenceOf[Message],
+        *,
+        tools: SequenceOf[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] = _NO_VARIABLES,
+    ) -> str:
+        """The conversation as the model wants to read it; ``variables`` are what else the template may name.
+
+        Raises:
+            InvalidRequest: The template refuses the messages or cannot render them; the message says its reason.
+        """
+        prepared = [self._prepare(message) for message in messages]
+        try:
+            return self._render(
+                prepared, tools=tools, add_generation_prompt=add_generation_prompt, **variables
+            )
+        except _Refusal as exc:
+            reason = str(exc.message)[:_MAX_REASON_CHARS]
+            raise InvalidRequest(f"the model's chat template says: {reason}", param="messages") from None
+        except _TEMPLATE_FAULTS as exc:
+            reason = f"{type(exc).__name__}: {exc}"[:_MAX_REASON_CHARS]
+            raise InvalidRequest(
+                f"the model's chat template cannot render these messages: {reason}", param="messages"
+            ) from exc
+
+    def _render(self, messages: SequenceOf[Message], **variables: Any) -> str:
+        return self._template.render(messages=messages, documents=None, **variables)
+
+    def _prepare(self, message: Message) -> Message:
+        """Roles under the names that the template knows, content in the form that it reads."""
+        prepared = {name: value for name, value in message.items() if value is not None}
+        role, content = prepared["role"], prepared.get("content")
+        prepared["role"] = self._roles.get(role, role)
+        if isinstance(content, str) and self._reads_parts and not self._reads_text:
+            prepared["content"] = [{"type": "text", "text": content}]
+        elif isinstance(content, list) and not self._reads_parts:
+            prepared["content"] = "\n".join(part["text"] for part in content)
+        return prepared
+
+    def _shows(self, content: Any) -> bool:
+        """Whether ``content`` comes through as text, and not as Python's notation of a list."""
+        try:
+            text = self._render(
+                [{"role": "user", "content": content}], tools=None, add_generation_prompt=False
+            )
+        except _TEMPLATE_FAULTS:
+            return False
+        return _MARKER in text and "'text'" not in text
+
+
+class ChatTemplates:
+    """The templates of a model: one for conversations, perhaps another for those with tools."""
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self._templates = {name: ChatTemplate(source) for name, source in sources.items()}
+
+    def choose(self, *, has_tools: bool) -> ChatTemplate:
+        """The template for a conversation.
+
+        Raises:
+            NoChatTemplate: The model has none.
+        """
+        names = ("tool_use", "default") if has_tools else ("default",)
+        for name in names:
+            if name in self._templates:
+                return self._templates[name]
+        raise NoChatTemplate(
+            "the model has no chat template: use /v1/completions, or give the server a --chat-template"
+        )
+
+
+def load_templates(path: Path, *, override: str | None = None) -> ChatTemplates:
+    """The templates of the model folder ``path``, or ``override``: a template or the path of one. Blocks.
+
+    Raises:
+        SettingsError: ``override`` is neither.
+        ModelError: A template does not compile, or the folder's files are damaged.
+    """
+    if override is not None:
+        return ChatTemplates({"default": _override(override)})
+    return ChatTemplates(_sources(path))
+
+
+def _override(text: str) -> str:
+    if "{" in text or "\n" in text:
+        return text
+    try:
+        return Path(text).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as exc:
+        raise SettingsError(
+            f"chat_template = {text!r} is neither a Jinja template nor a file that can be read: correct it."
+        ) from exc
+
+
+def _sources(path: Path) -> dict[str, str]:
+    """By name; files of their own win over the tokenizer's configuration."""
+    try:
+        extra = sorted((path / "additional_chat_templates").glob("*.jinja"))
+        sources = {file.stem: file.read_text(encoding="utf-8") for file in extra}
+        sources["default"] = (path / "chat_template.jinja").read_text(encoding="utf-8")
+        return sources
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{path} has a chat template that cannot be read: {exc}") from exc
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = read_json(path / name).get("chat_template")
+        if isinstance(template, str):
+            return {"default": template}
+        if template is not None:
+            return _named(template, path / name)
+    return {}
+
+
+def _named(templates: Any, file: Path) -> dict[str, str]:
+    try:
+        return {str(entry["name"]): str(entry["template"]) for entry in templates}
+    except (LookupError, TypeError):
+        raise ModelError(
+            f"{file} has a chat_template that is neither a text nor a list of named ones."
+        ) from None
+
+
+def _replacements(source: str) -> dict[str, str]:
+    """For roles that the template does not name: the nearest that it must know."""
+    quoted = {role for role in ("developer",) if f"'{role}'" in source or f'"{role}"' in source}
+    replacements = {"developer": "system", "function": "tool"}
+    return {role: nearest for role, nearest in replacements.items() if role not in quoted}
+
+
+class _Refusal(jinja2.TemplateError):
+    """A template called ``raise_exception``."""
+
+
+class _GenerationBlock(Extension):
+    """``{% generation %}`` marks what the model wrote, for training; here it renders its body."""
+
+    tags = {"generation"}  # noqa: RUF012  # as the base class has it
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> None:
+    raise _Refusal(str(message))
+
+
+def _strftime_now(format: str) -> str:  # noqa: A002  # templates may name it
+    return datetime.now().strftime(format)
+
+
+def _tojson(
+    x: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON; Jinja's own filter would escape it for HTML."""
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment

@@ -1,0 +1,154 @@
+"""What all endpoint families share: the base of request models, number types, one error out of many."""
+
+import reprlib
+from collections.abc import Sequence as SequenceOf
+from typing import Annotated, Any, Final, TypeVar
+
+from msgspec import Struct
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
+
+from trioserve.core.delta import Usage
+from trioserve.errors import InvalidRequest
+
+_MAX_ERRORS_TOLD: Final = 10
+_MAX_MESSAGE_CHARS: Final = 200
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 60
+_repr.maxlist = _repr.maxdict = 4
+_repr.maxlevel = 2
+
+
+class WireModel(BaseModel):
+    """Base of what clients send: unknown fields are kept aside, types are exact, numbers are finite."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+FAIL_FAST: Final = Field(fail_fast=True)
+"""Of lists: the first wrong item ends it, so that a million of them cannot make a million errors."""
+
+RequestT = TypeVar("RequestT", bound=WireModel)
+
+
+def _integral(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is the integer 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_integral)]
+TokenId = Annotated[int, BeforeValidator(_integral), Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], FAIL_FAST]
+"""Prompts in ids are long: no conversions, and the first wrong one ends it."""
+
+
+def _text_or_list(value: Any) -> str | None:
+    return "$text" if isinstance(value, str) else "$list" if isinstance(value, list) else None
+
+
+TextOrTexts = Annotated[
+    Annotated[str, Tag("$text")] | Annotated[list[str], FAIL_FAST, Tag("$list")],
+    Discriminator(
+        _text_or_list,
+        custom_error_type="string_or_list",
+        custom_error_message="Input should be a string or a list of strings",
+    ),
+]
+"""Tags of unions begin with a dollar sign, so that errors can leave them out of a field's path."""
+
+
+def parse(model: type[RequestT], body: bytes) -> RequestT:
+    """The request in ``body``.
+
+    Raises:
+        InvalidRequest: Not JSON, or fields of a wrong type or value; the message names each with the limit.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as exc:
+        raise _invalid_request(exc) from None
+
+
+def field_path(loc: SequenceOf[str | int]) -> str:
+    """A field as the client wrote it, such as ``messages.0.content``."""
+    return ".".join(str(part) for part in loc if not (isinstance(part, str) and part.startswith("$")))
+
+
+def shown(value: object) -> str:
+    """``value`` for an error message, cut to a bounded length."""
+    return _repr.repr(value)
+
+
+def _invalid_request(exc: ValidationError) -> InvalidRequest:
+    errors = exc.errors(include_url=False, include_context=False)
+    if errors[0]["type"] == "json_invalid":
+        invalid_json = InvalidRequest(
+            f"the body is not valid JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}"
+        )
+        invalid_json.code = "invalid_json"
+        return invalid_json
+    told = [_describe(error) for error in errors[:_MAX_ERRORS_TOLD]]
+    if len(errors) > len(told):
+        told.append(f"and {len(errors) - len(told)} more errors")
+    return InvalidRequest("; ".join(told), param=field_path(errors[0]["loc"])[:_MAX_MESSAGE_CHARS] or None)
+
+
+def _describe(error: Any) -> str:
+    name = field_path(error["loc"])[:_MAX_MESSAGE_CHARS] or "the body"
+    message = error["msg"][0].lower() + error["msg"][1:_MAX_MESSAGE_CHARS]
+    return (
+        f"{name}: {message}"
+        if error["type"] == "missing"
+        else f"{name}: {message}, not {shown(error['input'])}"
+    )
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    """Part of UsageBody."""
+
+    cached_tokens: int = 0
+
+
+class CompletionTokensDetails(Struct, frozen=True):
+    """Part of UsageBody."""
+
+    reasoning_tokens: int = 0
+
+
+class UsageBody(Struct, frozen=True):
+    """``usage`` of an answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+def usage_body(usages: SequenceOf[Usage], *, n: int = 1) -> UsageBody:
+    """The usage of a request whose choices come ``n`` to a prompt; a prompt counts once."""
+    first_choices = usages[::n]
+    num_prompt_tokens = sum(usage.num_prompt_tokens for usage in first_choices)
+    num_output_tokens = sum(usage.num_output_tokens for usage in usages)
+    return UsageBody(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_output_tokens,
+        total_tokens=num_prompt_tokens + num_output_tokens,
+        prompt_tokens_details=PromptTokensDetails(sum(usage.num_cached_tokens for usage in first_choices)),
+        completion_tokens_details=CompletionTokensDetails(),
+    )

@@ -1,0 +1,120 @@
+"""A conversation as clients send it, and as chat templates want it."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
+
+from trioserve.errors import InvalidRequest, UnsupportedParameter
+from trioserve.protocol.common import FAIL_FAST, WireModel, shown
+
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
+
+
+class ContentPart(WireModel):
+    """One part of a message's content; only text is served."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class FunctionCall(WireModel):
+    """What an assistant's tool call calls."""
+
+    name: str
+    arguments: str = ""
+    """JSON text."""
+
+
+class ToolCall(WireModel):
+    """A tool call that the assistant made earlier in the conversation."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+def _kind_of_content(value: Any) -> str | None:
+    return "$text" if isinstance(value, str) else "$parts" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[str, Tag("$text")] | Annotated[list[ContentPart], FAIL_FAST, Tag("$parts")],
+    Discriminator(
+        _kind_of_content,
+        custom_error_type="content_type",
+        custom_error_message="Input should be a string or a list of parts",
+    ),
+]
+
+
+class ChatMessage(WireModel):
+    """One turn. Fields that nobody declared here reach the template too."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: Annotated[list[ToolCall], FAIL_FAST] | None = None
+
+    def for_template(self, param: str) -> dict[str, Any]:
+        """The message as chat templates want it; ``param`` is its path in the request.
+
+        Raises:
+            InvalidRequest: Content is missing where the role needs some.
+            UnsupportedParameter: A part is not text.
+        """
+        if self.content is None and self.role != "assistant":
+            raise InvalidRequest(
+                f"{param}.content: a {self.role} message needs content", param=f"{param}.content"
+            )
+        message: dict[str, Any] = {
+            **(self.model_extra or {}),
+            "role": self.role,
+            "content": self._content(param),
+        }
+        if self.name is not None:
+            message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            message["tool_calls"] = [_tool_call(call) for call in self.tool_calls]
+        return message
+
+    def _content(self, param: str) -> str | list[dict[str, str]]:
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return [
+            {"type": "text", "text": _text_of(part, f"{param}.content.{i}")}
+            for i, part in enumerate(self.content)
+        ]
+
+
+def _text_of(part: ContentPart, param: str) -> str:
+    if part.type not in _TEXT_PARTS:
+        raise UnsupportedParameter(
+            f"{param}: parts of type {shown(part.type)} are not supported: the model reads text only",
+            param=param,
+        )
+    text = part.refusal if part.type == "refusal" else part.text
+    if text is None:
+        raise InvalidRequest(f"{param}: a part of type {shown(part.type)} needs a text", param=param)
+    return text
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    arguments: Any = call.function.arguments
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        parsed = None
+    return {
+        "id": call.id,
+        "type": "function",
+        # Templates want an object where the wire has its JSON text.
+        "function": {
+            "name": call.function.name,
+            "arguments": parsed if isinstance(parsed, dict) else arguments,
+        },
+    }

@@ -1,0 +1,107 @@
+"""hypercorn's configuration as this server runs it, and what it needs of hypercorn."""
+
+import inspect
+import logging
+import time
+from importlib.metadata import version
+from typing import Final, Self
+from wsgiref.handlers import format_date_time
+
+from hypercorn.config import Config
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+
+from trioserve.errors import SettingsError
+from trioserve.settings import Settings
+
+logger = logging.getLogger("trioserve.server")
+
+_NEEDED: Final = {
+    H11Protocol: (
+        "_check_protocol",
+        "_close_stream",
+        "_create_stream",
+        "_handle_events",
+        "_maybe_recycle",
+        "_send_h11_event",
+        "stream_send",
+    ),
+    H2Protocol: ("_flush", "_handle_events", "idle"),
+    HTTPStream: ("app_send", "handle"),
+}
+"""What our protocols override or call in hypercorn, which promises none of it."""
+
+
+class ServerConfig(Config):
+    """hypercorn's Config; what the operator set there stays, its defaults give way to ours."""
+
+    include_server_header = False
+    keep_alive_max_requests = 1 << 62
+    """hypercorn's 1000 would cut a running HTTP/2 stream off without a word."""
+    max_header_bytes = 32 * 1024
+    """Of one request's line and headers; more is a 431."""
+    headers_timeout_s = 10.0
+    """Time a client has from the first byte of a request to the end of its headers."""
+    send_timeout_s = 60.0
+    """Time without progress after which a client that does not read is dropped; 0: never."""
+    discard_bytes = 256 * 1024
+    """Rest of an unread body that is read for the sake of keeping the connection."""
+    linger_s = 5.0
+    """Time that a connection goes on reading after its last reply, so that the reply is not lost to a reset."""
+    linger_bytes = 64 * 1024 * 1024
+    _date: tuple[int, bytes] = (0, b"")
+
+    @classmethod
+    def build(cls, settings: Settings, given: Config | None = None) -> Self:
+        """``given`` is what ``hypercorn`` read from its command line and file.
+
+        Raises:
+            SettingsError: ``given`` asks for what this server does not do.
+        """
+        config = cls()
+        mine, theirs = vars(config), {} if given is None else vars(given)
+        mine.update(theirs)
+        mine.pop("_log", None)
+        mine.setdefault("backlog", settings.backlog)
+        mine.setdefault("keep_alive_timeout", settings.keep_alive_timeout_s)
+        mine.setdefault("errorlog", logger)
+        mine.setdefault("h11_max_incomplete_size", cls.max_header_bytes)
+        mine["send_timeout_s"] = settings.send_timeout_s
+        if config.quic_bind:
+            raise SettingsError("HTTP/3 is not served: remove --quic-bind.")
+        if config.workers > 1:
+            raise SettingsError(
+                f"--workers {config.workers} would load the model {config.workers} times: leave it out, one process "
+                "serves all connections; for more replicas start more servers behind a proxy."
+            )
+        if mine.pop("read_timeout", None) is not None:
+            logger.warning(
+                "--read-timeout is ignored: it would end every stream whose client has nothing to send"
+            )
+        return config
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        """What every response carries besides the app's own headers: the date, and a name without a version."""
+        now = int(time.time())
+        if self._date[0] != now:
+            self._date = (now, format_date_time(now).encode("ascii"))
+        return [(b"date", self._date[1]), (b"server", b"trioserve")]
+
+
+def check_hypercorn() -> None:
+    """Refuse a hypercorn that lacks what our protocols build upon.
+
+    Raises:
+        SettingsError: Names the version found and the one that works.
+    """
+    missing = [
+        f"{owner.__name__}.{name}"
+        for owner, names in _NEEDED.items()
+        for name in names
+        if inspect.getattr_static(owner, name, None) is None
+    ]
+    if missing:
+        raise SettingsError(
+            f"hypercorn {version('hypercorn')} has no {', '.join(missing)}: pip install 'hypercorn==0.18.*'."
+        )

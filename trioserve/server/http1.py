@@ -1,0 +1,203 @@
+"""hypercorn's HTTP/1.1, with its faults fixed at their cause.
+
+* A reply sent before the request's body was read left h11 waiting for a body that nobody took, and the next request on
+  the connection hung. Here a short rest is read and dropped; a long one is announced with ``Connection: close``.
+* A request that arrives behind another parked the reader, so that a client that left went unseen. Here the reader goes
+  on, up to a bound, and the next request is taken up when the first is done.
+* ``Content-Length`` beside ``Transfer-Encoding`` is refused, as two servers in a row may read it differently.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import h11
+import trio
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Body, Data, EndBody, Response, StreamClosed
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import (
+    STREAM_ID,
+    H2CProtocolRequiredError,
+    H2ProtocolAssumedError,
+    H11Protocol,
+    H11WSConnection,
+)
+
+from trioserve.server.config import ServerConfig
+
+_MAX_WAITING_BYTES: Final = 64 * 1024
+"""Of requests that arrive behind the running one; then reading stops until it is done."""
+_FAULTS: Final = {
+    431: b"The request line and headers are too long.",
+    501: b"The transfer encoding is not supported.",
+}
+
+
+class Http1Protocol(H11Protocol):
+    """One HTTP/1.1 connection, from bytes to ASGI calls and back.
+
+    The fast writer for streamed events belongs here: for a plain connection in the middle of a chunked response it may
+    frame a chunk itself and hand it to the connection's ``send_nowait``, past h11 and the ASGI messages.
+    """
+
+    config: ServerConfig
+
+    def __init__(self, *args: Any, is_draining: Callable[[], bool]) -> None:
+        super().__init__(*args)
+        self._is_draining = is_draining
+        self._pulling = False
+        self._content_length: int | None = None
+        self._num_body_bytes = 0
+        self._resumed = trio.Event()
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            self.connection.receive_data(event.data)
+            await self._handle_events()
+        elif isinstance(event, Closed):
+            await self._close_stream()
+
+    async def wait_room(self) -> None:
+        """Wait while too much has come behind the running request."""
+        while self.stream is not None and not isinstance(self.connection, H11WSConnection):
+            if self.connection.their_state is not h11.DONE:
+                return
+            if len(self.connection.trailing_data[0]) < _MAX_WAITING_BYTES:
+                return
+            await self._resumed.wait()
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Response) and event.status_code >= 200 and self._must_close():
+            headers = [header for header in event.headers if header[0].lower() != b"connection"]
+            event = replace(event, headers=[*headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
+    async def _handle_events(self) -> None:
+        """Take what h11 has; one task at a time, and what comes meanwhile is taken by the one at it."""
+        if self._pulling:
+            return
+        self._pulling = True
+        try:
+            while await self._handle_next():
+                pass
+        finally:
+            self._pulling = False
+
+    async def _handle_next(self) -> bool:
+        """Take one event of h11's; False when it has no more for now."""
+        if self.connection.they_are_waiting_for_100_continue:
+            await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+        try:
+            event = self.connection.next_event()
+        except h11.RemoteProtocolError as exc:
+            await self._refuse(exc.error_status_hint)
+            return False
+        if isinstance(event, h11.Request):
+            return await self._begin(event)
+        if isinstance(event, h11.Data):
+            self._num_body_bytes += len(event.data)
+            if self.stream is not None:
+                await self.stream.handle(Body(stream_id=STREAM_ID, data=event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            if self.stream is not None:
+                await self.stream.handle(EndBody(stream_id=STREAM_ID))
+            else:
+                await self._recycle()
+        elif isinstance(event, Data) and self.stream is not None:  # WebSocket bytes pass through
+            await self.stream.handle(event)
+        else:
+            return False  # NEED_DATA, PAUSED or the end
+        return True
+
+    async def _begin(self, request: h11.Request) -> bool:
+        await self.send(Updated(idle=False))
+        fault = self._fault(request)
+        if fault:
+            await self._refuse(fault)
+            return False
+        await self._check_protocol(request)
+        await self._create_stream(request)
+        if (
+            self.stream is not None and self.stream.closed
+        ):  # answered by hypercorn: not one of our server names
+            await self._maybe_recycle()
+        return True
+
+    def _fault(self, request: h11.Request) -> int:
+        """The status that refuses this request, or 0."""
+        self._content_length, self._num_body_bytes = 0, 0
+        num_bytes, has_length = len(request.target), False
+        for name, value in request.headers:
+            num_bytes += len(name) + len(value)
+            if name == b"content-length":
+                has_length, self._content_length = True, int(value)
+            elif name == b"transfer-encoding":
+                self._content_length = None
+        if has_length and self._content_length is None:
+            return 400
+        return 431 if num_bytes > self.config.max_header_bytes else 0
+
+    def _must_close(self) -> bool:
+        if self._is_draining():
+            return True
+        if self.connection.their_state is not h11.SEND_BODY:
+            return False
+        if self._content_length is None:
+            return True
+        return self._content_length - self._num_body_bytes > self.config.discard_bytes
+
+    async def _refuse(self, status: int) -> None:
+        """Answer what is no valid request, if an answer still fits, and end the connection."""
+        await self._close_stream()
+        if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            text = _FAULTS.get(status, b"This is not a valid HTTP request.")
+            body = (
+                b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":null}}' % text
+            )
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+                *self.config.response_headers("h11"),
+            ]
+            with contextlib.suppress(h11.LocalProtocolError):
+                await self._send_h11_event(h11.Response(status_code=status, headers=headers))
+                await self._send_h11_event(h11.Data(data=body))
+                await self._send_h11_event(h11.EndOfMessage())
+        await self.send(Closed())
+
+    async def _maybe_recycle(self) -> None:
+        """The response has ended. The stream hears of it last: the app may take that as its own end."""
+        stream, self.stream = self.stream, None
+        await self._recycle()
+        if stream is not None:
+            await stream.handle(StreamClosed(stream_id=STREAM_ID))
+
+    async def _recycle(self) -> None:
+        """Make ready for the next request, wait for the rest of this one's body, or close."""
+        states = self.connection.our_state, self.connection.their_state
+        self._resumed.set()
+        self._resumed = trio.Event()
+        if states == (h11.DONE, h11.SEND_BODY):
+            await self.send(Updated(idle=True))
+            return
+        if states == (h11.DONE, h11.DONE):
+            with contextlib.suppress(h11.LocalProtocolError):
+                self.connection.start_next_cycle()
+                if self.connection.trailing_data[0]:
+                    self.task_group.spawn(self._resume)
+                else:
+                    await self.send(Updated(idle=True))
+                return
+        await self.send(Closed())
+
+    async def _resume(self) -> None:
+        """Take up what came behind the request before. Only a connection's first request may switch to HTTP/2."""
+        try:
+            await self._handle_events()
+            if self.stream is None:
+                await self.send(Updated(idle=True))
+        except (H2CProtocolRequiredError, H2ProtocolAssumedError):
+            await self.send(Closed())

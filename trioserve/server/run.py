@@ -1,0 +1,28 @@
+"""``trioserve serve``: bind, serve, and the exit code."""
+
+from functools import partial
+
+import trio
+
+from trioserve.server.config import ServerConfig
+from trioserve.server.serve import ServedApp, serve
+from trioserve.server.signals import Notices
+from trioserve.server.sockets import bind
+from trioserve.settings import Settings
+
+
+def run(app: ServedApp, settings: Settings) -> int:
+    """Serve ``app`` at ``settings.host`` and ``settings.port`` until it has drained or failed; main thread only.
+
+    Returns:
+        0 after a clean drain, 75 if requests were aborted, 70 if the engine failed, 78 if a setting was found to be
+        wrong once the app had started. A third SIGTERM or SIGINT does not return: it ends the process with 128 + n.
+
+    Raises:
+        SettingsError: The address cannot be bound, or the installed hypercorn does not fit.
+    """
+    notices = Notices()
+    notices.install()
+    config = ServerConfig.build(settings)
+    listeners = bind(settings.host, settings.port)
+    return trio.run(partial(serve, app, settings, listeners, config=config, notices=notices))

@@ -1,0 +1,124 @@
+"""Listening sockets: bound early, so that a port in use is told at once; listening once the app has started."""
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from hypercorn.config import Config, Sockets
+from hypercorn.utils import repr_socket_addr
+
+from trioserve.errors import SettingsError
+
+_REASONS: Final = {
+    errno.EADDRINUSE: "is in use: stop what listens there or choose another --port",
+    errno.EACCES: "needs privileges: choose a --port from 1024 on",
+    errno.EADDRNOTAVAIL: "is not an address of this machine: choose another --host",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One bound socket."""
+
+    sock: socket.socket
+    secure: bool = False
+    """Whether its connections speak TLS."""
+    is_shared: bool = False
+    """Whether another process owns the socket and keeps its queue for a successor: it is never shut down here."""
+
+    @property
+    def url(self) -> str:
+        scheme = "https" if self.secure else "http"
+        return f"{scheme}://{repr_socket_addr(self.sock.family, self.sock.getsockname())}"
+
+    def listen(self, backlog: int, *, send_timeout_s: float) -> None:
+        """Let connections in; they inherit the kernel's own deadline for peers that acknowledge nothing."""
+        self.sock.setblocking(False)
+        self.sock.set_inheritable(False)  # the ranks must not hold the port
+        if self.sock.family != socket.AF_UNIX and send_timeout_s:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(send_timeout_s * 1000))
+        self.sock.listen(backlog)
+
+    def close(self) -> None:
+        """Refuse connections from now on, also where hypercorn's master holds the socket too; wakes who waits on it."""
+        if self.sock.fileno() < 0:
+            return
+        trio.lowlevel.notify_closing(self.sock)
+        if not self.is_shared:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+
+def bind(host: str, port: int) -> list[Listener]:
+    """Bind every address of ``host``; with port 0 all get the same free one. ``::`` takes IPv4 too.
+
+    Raises:
+        SettingsError: The address is in use, not ours or unknown; one sentence with what to change.
+    """
+    host = host.strip("[]")
+    try:
+        infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as exc:
+        raise SettingsError(f"{host!r} is no known host: correct --host.") from exc
+    bound: list[Listener] = []
+    fault: OSError | None = None
+    for family, _, _, _, address in dict.fromkeys(infos):
+        number = bound[0].sock.getsockname()[1] if bound else port
+        try:
+            bound.append(Listener(_bound(family, (address[0], number, *address[2:]))))
+        except OSError as exc:
+            fault = exc
+            if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # localhost where there is no IPv6
+                break
+    if fault is not None and (not bound or fault.errno == errno.EADDRINUSE):
+        for listener in bound:
+            listener.sock.close()
+        reason = _REASONS.get(fault.errno or 0, f"cannot be bound: {os.strerror(fault.errno or 0)}")
+        raise SettingsError(f"{_written(host)}:{port} {reason}.") from fault
+    return bound
+
+
+def from_hypercorn(sockets: Sockets, config: Config) -> list[Listener]:
+    """The sockets that hypercorn has bound; ``fd://`` ones belong to whoever handed them over."""
+    return [
+        *_listeners(sockets.secure_sockets, config.bind, secure=True),
+        *_listeners(
+            sockets.insecure_sockets,
+            config.insecure_bind if config.ssl_enabled else config.bind,
+            secure=False,
+        ),
+    ]
+
+
+def _listeners(sockets: Sequence[socket.socket], binds: Sequence[str], *, secure: bool) -> list[Listener]:
+    return [
+        Listener(sock, secure=secure, is_shared=bind.startswith("fd://"))
+        for sock, bind in zip(sockets, binds, strict=False)  # without TLS none is secure
+    ]
+
+
+def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _written(host: str) -> str:
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).version == 6:
+            return f"[{host}]"
+    return host

@@ -1,0 +1,41 @@
+"""Frames over the blocking socket to the front."""
+
+import socket
+from collections import deque
+from typing import Final
+
+from trioserve.core.frames import FrameReader, encode_frame
+from trioserve.core.step import FromWorker, ToWorker
+
+_RECEIVE_BYTES: Final = 1 << 20
+
+
+class Channel:
+    """Receives what the front sends, one message at a time; plans may wait in the socket meanwhile."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = FrameReader[ToWorker](ToWorker)
+        self._ready = deque[ToWorker]()
+
+    def receive(self) -> ToWorker | None:
+        """The next message; None once the front has closed.
+
+        Raises:
+            WireError: A frame is too long, undecodable or cut off.
+        """
+        while not self._ready:
+            data = self._socket.recv(_RECEIVE_BYTES)
+            if not data:
+                self._reader.flush()
+                return None
+            self._ready.extend(self._reader.feed(data))
+        return self._ready.popleft()
+
+    def send(self, message: FromWorker) -> None:
+        """Send ``message`` whole.
+
+        Raises:
+            OSError: The front is gone.
+        """
+        self._socket.sendall(encode_frame(message))

@@ -1,0 +1,100 @@
+"""From a WorkerConfig to a runner that has run once."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from trioserve.core.sampling import SamplingParams
+from trioserve.core.step import Admission, LoadProgress, SlotWork, StepPlan, WorkerConfig, WorkerReady
+from trioserve.errors import ModelError
+from trioserve.kernels.attention import implementation
+from trioserve.model.config import read_config
+from trioserve.model.decoder import Decoder
+from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
+from trioserve.worker.kv_cache import allocate_kv_cache
+from trioserve.worker.machine import usable_cores
+from trioserve.worker.runner import ModelRunner
+
+_PROGRESS_EVERY_S: Final = 0.1
+_WARM_UP_TOKENS: Final = 16
+
+
+def load_runner(
+    config: WorkerConfig, report: Callable[[LoadProgress], None], started: float
+) -> tuple[ModelRunner, WorkerReady]:
+    """Load the model, allocate its KV cache and run a first prefill and decode.
+
+    Args:
+        report: Called every 100 ms or so with the bytes loaded, and at the end.
+        started: ``time.monotonic()`` when the process began.
+    Raises:
+        ModelError: The folder, the settings or the machine are not up to it; one sentence.
+    """
+    _refuse_unsupported(config)
+    torch.set_num_threads(config.num_threads or usable_cores())
+    folder = Path(config.model_path)
+    shape = read_config(folder)
+    dtype = resolve_dtype(folder, shape, config.dtype)
+    model = Decoder(shape, dtype, config.max_model_len)
+    progress = _Throttle(report)
+    if config.load_format == "dummy":
+        dummy_weights(model, config.seed, progress)
+    else:
+        load_weights(model, folder, progress)
+    load_s = time.monotonic() - started
+    kv_cache = allocate_kv_cache(shape, config, dtype)
+    runner = ModelRunner(
+        model,
+        kv_cache,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len,
+        block_size=config.block_size,
+    )
+    _warm_up(runner, config)
+    ready = WorkerReady(
+        tp_rank=config.tp_rank,
+        num_blocks=kv_cache.num_blocks,
+        load_s=load_s,
+        kv_cache_bytes=kv_cache.num_bytes,
+        weights_bytes=sum(parameter.nbytes for parameter in model.parameters()),
+        dtype=str(dtype).removeprefix("torch."),
+        attention=implementation(dtype, shape.head_dim, config.block_size),
+    )
+    return runner, ready
+
+
+def _refuse_unsupported(config: WorkerConfig) -> None:
+    if config.device != "cpu":
+        raise ModelError(f"device {config.device} is not supported, only cpu is")
+    if config.tp_size != 1:
+        raise ModelError(f"tensor_parallel_size {config.tp_size} is not supported, only 1 is")
+
+
+def _warm_up(runner: ModelRunner, config: WorkerConfig) -> None:
+    """Run a prefill and a decode, so that the first request does not pay for what is made on first use."""
+    num_tokens = min(_WARM_UP_TOKENS, config.max_model_len - 1)
+    if num_tokens < 1:
+        return
+    blocks = list(range(-(-(num_tokens + 1) // config.block_size)))
+    params = SamplingParams(max_tokens=2, temperature=0.0)
+    admission = Admission(0, 0, [0] * num_tokens, num_tokens, 0, blocks, params)
+    runner.run(StepPlan(-2, [], [admission], [SlotWork(0, num_tokens, [])]))
+    runner.run(StepPlan(-1, [], [], [SlotWork(0, 1, [])]))
+    runner.run(StepPlan(-1, [0], [], []))
+
+
+class _Throttle:
+    """Passes on progress no more often than is pleasant to watch."""
+
+    def __init__(self, report: Callable[[LoadProgress], None]) -> None:
+        self._report = report
+        self._next_s = 0.0
+
+    def __call__(self, loaded_bytes: int, total_bytes: int) -> None:
+        now = time.monotonic()
+        if now >= self._next_s or loaded_bytes == total_bytes:
+            self._next_s = now + _PROGRESS_EVERY_S
+            self._report(LoadProgress(loaded_bytes, total_bytes))

@@ -1,0 +1,51 @@
+"""A rank's life on its socket: config, load, then plan after plan, results in the same order."""
+
+import socket
+import traceback
+from contextlib import suppress
+
+from trioserve.core.step import StepPlan, WorkerConfig, WorkerError
+from trioserve.errors import ModelError, WireError
+from trioserve.worker.channel import Channel
+from trioserve.worker.load import load_runner
+
+
+def serve(sock: socket.socket, started: float) -> int:
+    """Run until the front closes the socket; returns the exit code.
+
+    Whatever goes wrong is told to the front in the last frame; the traceback goes to stderr.
+    """
+    channel = Channel(sock)
+    try:
+        _run(channel, started)
+    except (BrokenPipeError, ConnectionResetError):
+        return 0  # the front is gone, and nobody is left to tell
+    except Exception as exc:  # noqa: BLE001 # the outermost wall: the front must hear of it whatever it is
+        if not isinstance(exc, ModelError):
+            traceback.print_exc()
+        with suppress(OSError):
+            channel.send(_error_frame(exc))
+        return 1
+    return 0
+
+
+def _run(channel: Channel, started: float) -> None:
+    config = channel.receive()
+    if config is None:
+        return
+    if not isinstance(config, WorkerConfig):
+        raise WireError(f"the first frame is a {type(config).__name__}, not a WorkerConfig")
+    runner, ready = load_runner(config, channel.send, started)
+    channel.send(ready)
+    while (plan := channel.receive()) is not None:
+        if not isinstance(plan, StepPlan):
+            raise WireError(f"a {type(plan).__name__} came where a StepPlan belongs")
+        channel.send(runner.run(plan))
+
+
+def _error_frame(exc: Exception) -> WorkerError:
+    """The sentence of a ModelError, or the kind and first line of anything else."""
+    if isinstance(exc, ModelError):
+        return WorkerError("model", str(exc))
+    lines = str(exc).splitlines()
+    return WorkerError("internal", f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__)

@@ -1,0 +1,95 @@
+"""Carries out step plans: slot table -> tensors -> decoder -> sampler -> result."""
+
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trioserve.core.step import SampledToken, StepPlan, StepResult
+from trioserve.model.batch import ForwardBatch
+from trioserve.model.decoder import Decoder
+from trioserve.sampling.sampler import Sampler
+from trioserve.worker.kv_cache import KVCache
+from trioserve.worker.slots import SlotTable
+
+
+class ModelRunner:
+    """One rank's model with its KV cache and the sequences that are in its slots.
+
+    A sampled token stays here and feeds the next step, so a plan may be made before the result of the last is known.
+    """
+
+    def __init__(
+        self, model: Decoder, kv_cache: KVCache, *, max_num_seqs: int, max_model_len: int, block_size: int
+    ) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+        self._block_size = block_size
+        self._slots = SlotTable(
+            max_num_seqs, max_model_len, block_size, kv_cache.num_blocks, model.config.vocab_size
+        )
+        self._sampler = Sampler(max_num_seqs, model.config.vocab_size)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Carry out ``plan`` in the order released, admitted, work."""
+        started = time.perf_counter()
+        for slot in plan.released:
+            self._slots.release(slot)
+            self._sampler.release(slot)
+        for admission in plan.admitted:
+            token_ids = self._slots.admit(admission)
+            self._sampler.admit(admission.slot, admission.params, token_ids, admission.num_prompt_tokens)
+        sampled = self._compute(plan) if plan.work else []
+        return StepResult(plan.step_id, sampled, time.perf_counter() - started)
+
+    def _compute(self, plan: StepPlan) -> list[SampledToken]:
+        table = self._slots
+        slots, counts = table.begin(plan.work)
+        ends = table.num_computed[slots] + counts
+        samples = ends == table.num_tokens[slots]
+        batch = self._batch(slots, counts, ends, samples)
+        hidden = self._model(batch, self._kv_cache.layers)
+        table.num_computed[slots] = ends
+        if not samples.any():
+            return []
+        return self._sample(hidden, slots[samples])
+
+    def _batch(
+        self,
+        slots: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        samples: NDArray[np.bool_],
+    ) -> ForwardBatch:
+        """Lay the tokens of all slots side by side; every argument is [num_seqs]."""
+        table, block_size = self._slots, self._block_size
+        bounds = np.concatenate((np.zeros(1, np.int64), counts.cumsum()))
+        slot_of = slots.repeat(counts)
+        positions = np.arange(bounds[-1]) + (ends - bounds[1:]).repeat(counts)
+        block_ids = table.block_tables[slot_of, positions // block_size].astype(np.int64)
+        max_blocks = -(-int(ends.max()) // block_size)
+        return ForwardBatch(
+            token_ids=torch.from_numpy(table.token_ids[slot_of, positions].astype(np.int64)),
+            positions=torch.from_numpy(positions),
+            slot_mapping=torch.from_numpy(block_ids * block_size + positions % block_size),
+            cu_seqlens_q=torch.from_numpy(bounds.astype(np.int32)),
+            seq_lens=torch.from_numpy(ends.astype(np.int32)),
+            block_tables=torch.from_numpy(table.block_tables[slots, :max_blocks]),
+            sample_rows=torch.from_numpy(bounds[1:][samples] - 1),
+        )
+
+    def _sample(self, hidden: torch.Tensor, slots: NDArray[np.int64]) -> list[SampledToken]:
+        """Choose, append and report one token for each of ``slots``, the rows of ``hidden``."""
+        table = self._slots
+        chosen = self._sampler.sample(self._model.compute_logits(hidden), slots, table.num_tokens[slots])
+        table.append(slots, chosen.token_ids)
+        rows = zip(
+            slots.tolist(),
+            table.seq_ids[slots].tolist(),
+            chosen.token_ids.tolist(),
+            chosen.logprobs,
+            strict=True,
+        )
+        return [SampledToken(*row) for row in rows]

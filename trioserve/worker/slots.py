@@ -1,0 +1,84 @@
+"""What a rank remembers of each sequence between steps, in rows by slot; a step reads and writes them in bulk."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trioserve.core.step import Admission, SlotWork
+
+FREE: Final = -1
+
+
+class SlotTable:
+    """Tokens, block tables and counts of up to ``max_num_seqs`` sequences.
+
+    The tables are as long as a sequence may become, but the system gives them memory only where they are written.
+    """
+
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, num_blocks: int, vocab_size: int
+    ) -> None:
+        self._block_size = block_size
+        self._vocab_size = vocab_size
+        self._num_blocks_total = num_blocks
+        self.seq_ids = np.full(max_num_seqs, FREE, np.int64)
+        """[max_num_seqs], FREE where nobody is"""
+        self.num_tokens = np.zeros(max_num_seqs, np.int64)
+        """[max_num_seqs], tokens known"""
+        self.num_computed = np.zeros(max_num_seqs, np.int64)
+        """[max_num_seqs], tokens whose KV is in the cache"""
+        self.num_blocks = np.zeros(max_num_seqs, np.int64)
+        # one place more: the token sampled after the last position of the context is kept, though never computed
+        self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
+        self.block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+
+    def admit(self, admission: Admission) -> NDArray[np.int32]:
+        """Let a sequence into its slot; returns its tokens."""
+        slot, length = admission.slot, len(admission.token_ids)
+        assert self.seq_ids[slot] == FREE, f"slot {slot} is taken by sequence {self.seq_ids[slot]}"
+        assert 0 <= admission.num_computed_tokens < length, (
+            f"{admission.num_computed_tokens} of {length} computed"
+        )
+        largest = max(admission.token_ids)
+        assert 0 <= min(admission.token_ids) <= largest < self._vocab_size, (
+            f"token id {largest} is not in the model"
+        )
+        self.seq_ids[slot] = admission.seq_id
+        self.num_tokens[slot], self.num_computed[slot] = length, admission.num_computed_tokens
+        self.num_blocks[slot] = 0
+        self.token_ids[slot, :length] = admission.token_ids
+        self.extend(slot, admission.block_table)
+        return self.token_ids[slot, :length]
+
+    def release(self, slot: int) -> None:
+        """Let the sequence out."""
+        assert self.seq_ids[slot] != FREE, f"slot {slot} is free already"
+        self.seq_ids[slot] = FREE
+
+    def extend(self, slot: int, block_ids: list[int]) -> None:
+        """Append to the block table; ids out of range would let the kernels write anywhere, so they are looked at."""
+        assert not block_ids or 0 <= min(block_ids) <= max(block_ids) < self._num_blocks_total, (
+            f"slot {slot} is given block {max(block_ids)} of {self._num_blocks_total}"
+        )
+        start = self.num_blocks[slot]
+        self.block_tables[slot, start : start + len(block_ids)] = block_ids
+        self.num_blocks[slot] += len(block_ids)
+
+    def begin(self, work: list[SlotWork]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Append new blocks and check the work; returns slots and token counts, both [num_seqs]."""
+        for item in work:
+            if item.new_block_ids:
+                self.extend(item.slot, item.new_block_ids)
+        slots = np.array([item.slot for item in work], np.int64)
+        counts = np.array([item.num_tokens for item in work], np.int64)
+        ends = self.num_computed[slots] + counts
+        assert (self.seq_ids[slots] != FREE).all(), "a free slot is given work"
+        assert (counts > 0).all() and (ends <= self.num_tokens[slots]).all(), "work beyond the tokens known"
+        assert (ends <= self.num_blocks[slots] * self._block_size).all(), "work beyond the blocks given"
+        return slots, counts
+
+    def append(self, slots: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
+        """Add one sampled token to each of ``slots``."""
+        self.token_ids[slots, self.num_tokens[slots]] = token_ids
+        self.num_tokens[slots] += 1
