@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False, autotestdict=False
 # distutils: extra_compile_args = -O3
+# distutils: depends = _speedups/stop_search.h _speedups/utf8.h
 """Token ids to text, as they come: whole characters only, and nothing of a stop string.
 
 A token goes through three stages, each of which may hold something back:
@@ -27,9 +28,21 @@ cdef extern from "Python.h":
     )
     Py_UCS4* PyUnicode_AsUCS4(object text, Py_UCS4* to, Py_ssize_t size, int with_null) except NULL
     int PyUnicode_KIND(object text) noexcept
-    void* PyUnicode_DATA(object text) noexcept
-    Py_UCS4 PyUnicode_READ(int kind, void* data, Py_ssize_t at) noexcept
+    const void* PyUnicode_DATA(object text) noexcept
     Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
+
+cdef extern from "utf8.h":
+    int utf8_state(const uint8_t* at, int size) noexcept
+
+cdef extern from "stop_search.h":
+    ctypedef struct StopSearch:
+        Py_UCS4* text
+        int32_t* border
+        int32_t length
+        int32_t matched
+
+    void stop_begin(StopSearch* stop) noexcept
+    Py_ssize_t stop_feed(StopSearch* stop, int kind, const void* data, Py_ssize_t size) noexcept
 
 cdef enum:
     MAX_VOCABULARY_BYTES = 0x7FFFFFFF
@@ -163,65 +176,6 @@ cdef class Vocabulary:
         return <unicode>self._texts[token_id]
 
 
-# ---- stop strings ----------------------------------------------------------------------------------------------------
-
-cdef struct Stop:
-    Py_UCS4* text       # [length]
-    int32_t* border     # [length] of text[: i + 1], the longest proper prefix that is also a suffix
-    int32_t length
-    int32_t matched     # the longest prefix of text that what was scanned ends with
-
-
-cdef inline void _find_borders(Stop* stop) noexcept:
-    cdef int32_t matched = 0
-    cdef int32_t i
-    stop.border[0] = 0
-    for i in range(1, stop.length):
-        while matched and stop.text[i] != stop.text[matched]:
-            matched = stop.border[matched - 1]
-        if stop.text[i] == stop.text[matched]:
-            matched += 1
-        stop.border[i] = matched
-
-
-cdef inline Py_ssize_t _scan(Stop* stop, int kind, void* data, Py_ssize_t size) noexcept:
-    """Take ``size`` more characters; the index of the one that completes the stop string, or -1."""
-    cdef int32_t matched = stop.matched
-    cdef Py_ssize_t i
-    cdef Py_UCS4 character
-    for i in range(size):
-        character = PyUnicode_READ(kind, data, i)
-        while matched and character != stop.text[matched]:
-            matched = stop.border[matched - 1]
-        if character == stop.text[matched]:
-            matched += 1
-            if matched == stop.length:
-                return i
-    stop.matched = matched
-    return -1
-
-
-# ---- one stream of text ----------------------------------------------------------------------------------------------
-
-cdef int _utf8_state(const uint8_t* at, int size) noexcept:
-    """Judge 1 to 4 bytes: 1 is a character, 0 the beginning of one, -1 neither."""
-    cdef int length = 1 if at[0] < 0x80 else 2 if at[0] < 0xE0 else 3 if at[0] < 0xF0 else 4
-    cdef int i
-    if 0x80 <= at[0] < 0xC2 or at[0] > 0xF4 or size > length:
-        return -1
-    for i in range(1, size):
-        if at[i] & 0xC0 != 0x80:
-            return -1
-    if size > 1 and (
-        (at[0] == 0xE0 and at[1] < 0xA0)
-        or (at[0] == 0xED and at[1] > 0x9F)
-        or (at[0] == 0xF0 and at[1] < 0x90)
-        or (at[0] == 0xF4 and at[1] > 0x8F)
-    ):
-        return -1
-    return size == length
-
-
 @cython.final
 cdef class Detokenizer:
     """Turns the tokens of one sequence into text."""
@@ -230,7 +184,7 @@ cdef class Detokenizer:
 
     cdef Vocabulary _vocabulary
     cdef tuple _stop_texts      # [_num_stops] str
-    cdef Stop* _stops           # [_num_stops], with what they point to in the same allocation
+    cdef StopSearch* _stops           # [_num_stops], with what they point to in the same allocation
     cdef int _num_stops
     cdef int _held_by           # the stop string whose first _num_held characters are held back
     cdef int32_t _num_held
@@ -357,11 +311,11 @@ cdef class Detokenizer:
         cdef unicode text = ""
         cdef int state
         self._pending[self._num_pending] = byte
-        state = _utf8_state(self._pending, self._num_pending + 1)
+        state = utf8_state(self._pending, self._num_pending + 1)
         if state < 0 and self._num_pending:
             text = self._pending_text()
             self._pending[0] = byte
-            state = _utf8_state(self._pending, 1)
+            state = utf8_state(self._pending, 1)
         self._num_pending += 1
         if state > 0:
             text += PyUnicode_DecodeUTF8(<char*>self._pending, self._num_pending, "replace")
@@ -396,26 +350,25 @@ cdef class Detokenizer:
         if total > MAX_VOCABULARY_BYTES:
             raise ValueError(f"the stop strings have {total} characters, over {MAX_VOCABULARY_BYTES}")
         length = len(self._stop_texts)
-        self._stops = <Stop*>malloc(length * sizeof(Stop) + total * (sizeof(Py_UCS4) + sizeof(int32_t)))
+        self._stops = <StopSearch*>malloc(length * sizeof(StopSearch) + total * (sizeof(Py_UCS4) + sizeof(int32_t)))
         if self._stops == NULL:
             raise MemoryError(f"no memory for {total} characters of stop strings")
         at = <char*>(self._stops + length)
         for i, text in enumerate(self._stop_texts):
             length = len(text)
             self._stops[i].length = length
-            self._stops[i].matched = 0
             self._stops[i].text = <Py_UCS4*>at
             self._stops[i].border = <int32_t*>(at + length * sizeof(Py_UCS4))
             at += length * (sizeof(Py_UCS4) + sizeof(int32_t))
             PyUnicode_AsUCS4(text, self._stops[i].text, length, 0)
-            _find_borders(&self._stops[i])
+            stop_begin(&self._stops[i])
         self._num_stops = len(self._stop_texts)
         return 0
 
     cdef unicode _search(self, unicode text):
         """Add text; return what is certain of the text held back and this."""
         cdef int kind = PyUnicode_KIND(text)
-        cdef void* data = PyUnicode_DATA(text)
+        cdef const void* data = PyUnicode_DATA(text)
         cdef Py_ssize_t size = PyUnicode_GET_LENGTH(text)
         cdef Py_ssize_t end
         cdef int32_t kept
@@ -426,7 +379,7 @@ cdef class Detokenizer:
             return text
         for i in range(self._num_stops):
             # Only what ends before the earliest end known still matters, or ends with it and starts before it.
-            end = _scan(&self._stops[i], kind, data, size)
+            end = stop_feed(&self._stops[i], kind, data, size)
             if end >= 0 and (completed < 0 or end + 1 < size or self._stops[i].length > self._stops[completed].length):
                 completed = i
                 size = end + 1

@@ -17,9 +17,8 @@ from pathlib import Path
 import trio
 from rich.console import Console
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # `python benchmarks/serve.py` knows only its folder
+# `python benchmarks/serve.py` puts only the folder of this file on the path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.load.answer import Outcome
 from benchmarks.load.drive import Driver, Point
@@ -56,10 +55,13 @@ async def _cancel_on_signal(scope: trio.CancelScope, report: Report) -> None:
 
 
 async def _run_points(client: Client, options: Options, report: Report) -> None:
-    model = options.model or await _first_model(client)
-    report.config["model"] = model
-    report.name = options.name or model
-    report.versions |= await _server_version(client)
+    with trio.move_on_after(options.timeout) as deadline:
+        model = options.model or await _first_model(client)
+        report.config["model"] = model
+        report.name = options.name or model
+        report.versions |= await _server_version(client)
+    if deadline.cancelled_caught:
+        raise ConnectionError(f"/v1/models or /version did not answer within {options.timeout:g} s")
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     report.config["seed"] = seed
     fields = {"model": model, "temperature": options.temperature, **options.extra_body}

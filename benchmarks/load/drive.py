@@ -165,12 +165,9 @@ class Driver:
         Raises:
             ConnectionError: A request failed; the message says how.
         """
-        long = max(48, int(self.prompts.input_tokens.mean) // 2)
         counts = []
-        for num_words in (16, long):
-            request = self.client.encode_post(
-                _PATHS[self.prompts.endpoint], self.prompts.sample_body(num_words)
-            )
+        for num_words, body in self.prompts.sample_bodies():
+            request = self.client.encode_post(_PATHS[self.prompts.endpoint], body)
             record = Record(0.0, 0.0, 1)
             await self._exchange(request, record, perf_counter())
             if record.outcome is not Outcome.OK:

@@ -182,14 +182,14 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the report").add_argument
     add(
         "--json",
-        type=Path,
+        type=_new_file,
         metavar="FILE",
         help="write everything: configuration, machine, versions, numbers",
     )
     add("--raw", action="store_true", help="with --json, also every single request")
     add(
         "--plot",
-        type=Path,
+        type=_picture,
         metavar="FILE",
         help="draw it (.png, .svg, .pdf), together with what it is compared to",
     )
@@ -230,6 +230,20 @@ def _positive_ints(text: str) -> list[int]:
 
 def _positive_floats(text: str) -> list[float]:
     return [_positive_float(part) for part in text.split(",")]
+
+
+def _new_file(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir():  # better said now than after the measurement
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def _picture(text: str) -> Path:
+    path = _new_file(text)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .png, .svg or .pdf")
+    return path
 
 
 def _lengths(text: str) -> Lengths:

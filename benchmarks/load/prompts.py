@@ -14,7 +14,7 @@ _WORDS = (
     "level office road car table music paper river stone light green small large early young white black strong"
 ).split()
 _POOL_WORDS = 1 << 15
-_LEAD_WORDS = 8  # enough to make two prompts differ from the first block on: 128 ** 8 of them
+_LEAD_WORDS = 8  # enough to make any two prompts differ early
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,6 @@ class Lengths:
         if not 1 <= lengths.low <= lengths.high or lengths.deviation < 0:
             raise ValueError(f"{text!r} is not a length: 128, 64-256 or 128~40")
         return lengths
-
-    @property
-    def mean(self) -> float:
-        return (self.low + self.high) / 2
 
     def draw(self, rng: random.Random) -> int:
         if self.deviation:
@@ -103,9 +99,9 @@ class PromptMaker:
         words = self._prefix[:num_prefix] + self._unique_words(max(1, num_words))
         return self.encode(" ".join(words), asked_tokens), asked_tokens
 
-    def sample_body(self, num_words: int) -> bytes:
-        """The JSON of a request of so many words and one token of answer, to learn the server's `WordRate`."""
-        return self.encode(" ".join(self._unique_words(num_words)), 1)
+    def sample_bodies(self) -> list[tuple[int, bytes]]:
+        """Two requests for one token and their numbers of words, one and all, that tell a server's `WordRate`."""
+        return [(count, self.encode(" ".join(_WORDS[:count]), 1)) for count in (1, len(_WORDS))]
 
     def encode(self, prompt: str, max_tokens: int) -> bytes:
         content: dict[str, object]

@@ -1,5 +1,6 @@
 """Starts the server that is to be measured, and ends it."""
 
+import os
 import shlex
 import signal
 import subprocess
@@ -67,12 +68,14 @@ async def running(command: str, client: Client, ready_path: str, timeout_s: floa
 
 
 async def _end(process: trio.Process) -> None:
-    """SIGTERM, as a service manager would; SIGKILL to whatever is left of it long after."""
+    """SIGTERM, as a service manager would; SIGKILL to all of its group if it takes too long or the user cannot wait."""
     with trio.CancelScope(shield=True):
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        with trio.move_on_after(_TERM_TIMEOUT_S):
-            await process.wait()
-            return
-        process.kill()
+        try:
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+            with trio.move_on_after(_TERM_TIMEOUT_S):
+                await process.wait()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

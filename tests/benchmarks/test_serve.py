@@ -83,6 +83,8 @@ async def test_an_interrupt_reports_what_was_measured(url: str, tmp_path: Path) 
         (["--rate", "1", "--concurrency", "1"], "not allowed with argument"),
         (["--input-tokens", "many"], "'many' is not a length: 128, 64-256 or 128~40"),
         (["--extra-body", "[]"], "[] is not a JSON object"),
+        (["--plot", "picture.doc"], "does not end in .png"),
+        (["--json", "/nowhere/run.json"], "there is no folder /nowhere"),
         (["--compare", "/nowhere.json"], "No such file"),
     ],
 )

@@ -138,7 +138,7 @@ class House:
             await trio.lowlevel.checkpoint()
             if incoming:
                 return incoming.pop(0)
-            await (leaves or trio.Event()).wait()
+            await (trio.Event() if leaves is None else leaves).wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:

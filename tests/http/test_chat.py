@@ -4,6 +4,7 @@ from typing import Any
 
 import openai.types.chat as oai
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
 from trio.testing import MockClock
 
 from tests.http.house import EOS_ID, House, open_house, recited
@@ -68,6 +69,23 @@ async def test_a_stream_says_role_once_then_text_then_finish_then_usage(autojump
     assert choices[-1]["finish_reason"] == "length"
     assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
     assert said(chunks) == recited(PROMPT_TOKENS, 12)
+
+
+async def test_the_sdk_puts_a_stream_together_again(autojump_clock: MockClock) -> None:
+    body = {"messages": HI, "max_tokens": 60, "n": 2, "logprobs": True, "top_logprobs": 1, "stop": "three"}
+    async with open_house() as house:
+        whole = await house.json(PATH, body)
+        *chunks, _ = await house.events(PATH, {**body, "stream_options": {"include_usage": True}})
+    state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
+    for chunk in chunks:
+        state.handle_chunk(oai.ChatCompletionChunk.model_validate(chunk))
+    rebuilt = state.get_final_completion().model_dump()
+    for choice, other in zip(rebuilt["choices"], whole["choices"], strict=True):
+        assert choice["message"]["content"] == other["message"]["content"]
+        assert choice["message"]["role"] == "assistant"
+        assert choice["finish_reason"] == other["finish_reason"]
+        assert choice["logprobs"]["content"] == other["logprobs"]["content"]
+    assert rebuilt["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
 
 
 async def test_without_include_usage_no_chunk_speaks_of_usage(autojump_clock: MockClock) -> None:

@@ -102,7 +102,7 @@ def _encode(body: Any) -> bytes:
     return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_BODIES)
 def test_any_fields_with_any_values(body: dict[str, Any]) -> None:
     _ask(_encode(body))

@@ -27,7 +27,9 @@ def test_a_config_of_few_words_gets_the_defaults_of_its_family() -> None:
     assert config.rope == RopeConfig("half", 10_000.0)
     assert config.sliding_windows == (None,) * 4
     assert config.dtype is None
-    assert not (config.qkv_bias or config.o_bias or config.mlp_bias or config.qk_norm or config.tie_word_embeddings)
+    assert not (
+        config.qkv_bias or config.o_bias or config.mlp_bias or config.qk_norm or config.tie_word_embeddings
+    )
     assert config.activation == "silu"
     assert config.rms_norm_eps == 1e-6
 
@@ -104,7 +106,10 @@ def test_both_spellings_of_dtype_are_read(spelling: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not served; these are: Ernie4_5"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "architecture GPT2LMHeadModel is not served; these are: Ernie4_5",
+        ),
         ({"architectures": []}, "names no architecture"),
         ({"architectures": "LlamaForCausalLM"}, "names no architecture"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantized by awq"),
@@ -133,7 +138,7 @@ def test_what_is_not_supported_is_named(changes: dict[str, Any], sentence: str) 
 
 def test_layer_types_that_do_not_fit_are_named() -> None:
     fields = {"architectures": ["Qwen3ForCausalLM"], "layer_types": ["chunked_attention"] * 4}
-    with pytest.raises(ModelError, match="unknown ones: .*chunked_attention"):
+    with pytest.raises(ModelError, match=r"unknown ones: .*chunked_attention"):
         decoder_config(LLAMA | fields)
 
 

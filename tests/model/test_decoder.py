@@ -8,7 +8,7 @@ import torch
 from tests.model.checkpoints import MODELS, Checkpoints, prompt_of
 from tests.model.pieces import Bench, Piece
 from trioserve.model.config import read_config
-from trioserve.model.decoder import Decoder
+from trioserve.model.decoder import Decoder, DecoderLayer
 from trioserve.model.loader import load_weights
 
 TOLERANCE = 1e-4
@@ -80,6 +80,8 @@ def test_a_wrong_rotation_is_seen(checkpoints: Checkpoints) -> None:
 
 def test_a_sliding_window_one_token_too_wide_is_seen(checkpoints: Checkpoints) -> None:
     one = bench(checkpoints, "mistral-sliding")
-    one.model.model.layers[1].self_attn._sliding_window = 8  # type: ignore[union-attr] # of a module
+    layer = one.model.model.layers[1]
+    assert isinstance(layer, DecoderLayer)
+    layer.self_attn._sliding_window = 8
     found = one.run(Piece(TEXT, 0, len(TEXT), BLOCKS))
     assert difference(found, checkpoints.logits("mistral-sliding", TEXT)) > 2 * TOLERANCE

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.model.checkpoints import Checkpoints
 from trioserve.errors import ModelError
 from trioserve.model.config import read_config
-from trioserve.model.decoder import Decoder
+from trioserve.model.decoder import Decoder, DecoderLayer
 from trioserve.model.loader import checkpoint_targets, dummy_weights, load_weights, resolve_dtype
 
 SINGLE = "model.safetensors"
@@ -45,12 +45,13 @@ def test_merged_parameters_hold_the_checkpoints_rows_in_order(checkpoints: Check
     model = empty(folder)
     load_weights(model, folder)
     state = checkpoints.reference(name).state_dict()
-    attention, mlp = model.model.layers[1].self_attn, model.model.layers[1].mlp
+    layer = model.model.layers[1]
+    assert isinstance(layer, DecoderLayer)
     for kind in ("weight", "bias") if model.config.qkv_bias else ("weight",):
         parts = [state[f"model.layers.1.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-        assert torch.equal(getattr(attention.qkv_proj, kind), torch.cat(parts))  # type: ignore[union-attr] # module
+        assert torch.equal(getattr(layer.self_attn.qkv_proj, kind), torch.cat(parts))
     parts = [state[f"model.layers.1.mlp.{part}_proj.weight"] for part in ("gate", "up")]
-    assert torch.equal(mlp.gate_up_proj.weight, torch.cat(parts))  # type: ignore[union-attr] # of a module
+    assert torch.equal(layer.mlp.gate_up_proj.weight, torch.cat(parts))
     assert torch.equal(model.lm_head.weight, state["lm_head.weight"])
 
 
@@ -110,7 +111,10 @@ def test_old_buffers_and_the_tied_head_are_passed_over(checkpoints: Checkpoints,
     rewrite(
         folder,
         lambda tensors: tensors.update(
-            {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "lm_head.weight": torch.ones(160, 64)}
+            {
+                "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+                "lm_head.weight": torch.ones(160, 64),
+            }
         ),
     )
     model = empty(folder)
@@ -174,7 +178,10 @@ def test_a_folder_of_pickles_is_told_what_is_needed(folder: Path) -> None:
         ('{"weight_map": {}}', "does not name files of its own folder"),
         ('{"weight_map": {"a": "../../etc/passwd"}}', "does not name files of its own folder"),
         ('{"weight_map": {"a": 3}}', "does not name files of its own folder"),
-        ('{"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}', "lacks 2 of 2 weight files, such as x"),
+        (
+            '{"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}',
+            "lacks 2 of 2 weight files, such as x",
+        ),
     ],
 )
 def test_a_damaged_index_is_named(folder: Path, index: str, sentence: str) -> None:

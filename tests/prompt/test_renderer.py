@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from tests.prompt.folders import byte_level, write_folder
-from trioserve.errors import InvalidRequest, ModelError, NoChatTemplate
+from trioserve.errors import InvalidRequest, ModelError, NoChatTemplate, PromptTooLong
 from trioserve.prompt.renderer import Renderer
 from trioserve.prompt.template import ChatTemplates
 from trioserve.prompt.tokenizer import Tokenizer, load_tokenizer
@@ -47,6 +47,16 @@ async def test_a_request_that_leaves_does_not_wait_for_its_prompt() -> None:
     with trio.move_on_after(0.01) as scope:
         await renderer.text("hello " * 1_000_000)
     assert scope.cancelled_caught
+
+
+async def test_a_text_that_cannot_fit_is_not_encoded_to_its_end() -> None:
+    renderer = make_renderer()
+    with pytest.raises(PromptTooLong, match=r"more than 100 tokens; the model takes 100 tokens"):
+        await renderer.text("x" * 10_000_000, max_tokens=100)
+    with pytest.raises(PromptTooLong):
+        await renderer.chat([{"role": "user", "content": "x" * 10_000_000}], max_tokens=100)
+    assert len(await renderer.text("hello" * 300, max_tokens=100)) == 300
+    assert len(await renderer.text("<s>" * 400, max_tokens=399)) == 400
 
 
 async def test_errors_come_back_from_the_thread() -> None:

@@ -22,10 +22,8 @@ def test_a_number_depends_on_seed_and_position_alone() -> None:
 
 
 def test_the_numbers_never_change_between_versions() -> None:
-    assert stream(42, 3).tolist() == pytest.approx(EXPECTED, abs=0)
-
-
-EXPECTED = [0.0, 0.0, 0.0]
+    """As computed by splitmix64 in whole numbers."""
+    assert stream(42, 3).tolist() == [0.34329192209867343, 0.9557467261317436, 0.48634953628166855]
 
 
 @pytest.mark.parametrize("seeds", ["one stream", "one position"])
@@ -37,7 +35,7 @@ def test_numbers_are_even(seeds: str) -> None:
         numbers = uniforms(np.arange(100_000, dtype=np.uint64), np.full(100_000, 12))
     counts = np.histogram(numbers, bins=100, range=(0, 1))[0]
     assert ((counts - 1000.0) ** 2 / 1000).sum() < 148
-    assert 0 <= numbers.min()
+    assert numbers.min() >= 0
     assert numbers.max() < 1
 
 

@@ -1,5 +1,6 @@
 """A small app to serve; also what ``hypercorn`` and a process of its own (``python -m``) serve in these tests."""
 
+import logging
 import os
 import sys
 from typing import Any
@@ -17,13 +18,16 @@ from trioserve.settings import Settings, load_settings
 class TinyApp:
     """Answers by path, and remembers how its calls ended."""
 
-    def __init__(self, settings: Settings | None = None, *, load_s: float = 0.0, start_s: float = 0.0) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, load_s: float = 0.0, start_s: float = 0.0
+    ) -> None:
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.ended: list[tuple[str, str, float]] = []
         """Path, how, when: one for each call that has ended."""
         self.bodies: list[bytes] = []
         self.aborted = trio.Event()
+        self._changed = trio.Event()
         self._load_s = load_s
         self._start_s = start_s
 
@@ -44,17 +48,20 @@ class TinyApp:
             raise
         finally:
             self.ended.append((scope["path"], how, trio.current_time()))
+            self._changed.set()
+            self._changed = trio.Event()
 
     def how_ended(self, path: str) -> list[str]:
         return [how for ended, how, _ in self.ended if ended == path]
 
-    async def wait_ended(self, path: str, within_s: float = 0.5) -> tuple[str, float]:
-        """How the first call of ``path`` ended, and how many seconds after now."""
+    async def wait_ended(self, path: str, within_s: float = 0.5, *, count: int = 1) -> tuple[str, float]:
+        """How the ``count``-th call of ``path`` ended, and how many seconds after now."""
         start = trio.current_time()
         with trio.fail_after(within_s):
-            while not self.how_ended(path):
-                await trio.sleep(0.002)
-        return next((how, at - start) for ended, how, at in self.ended if ended == path)
+            while len(self.how_ended(path)) < count:
+                await self._changed.wait()
+        how, at = [(how, at) for ended, how, at in self.ended if ended == path][count - 1]
+        return how, at - start
 
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()
@@ -151,11 +158,17 @@ def _tiny(settings: Settings) -> TinyApp:
     """The app of the process tests; the environment says what goes wrong."""
     if os.environ.get("TINY_FAULT") == "settings":
         raise SettingsError("The model is not there: name another.")
-    return TinyApp(settings, load_s=float(os.environ.get("TINY_LOAD_S", "0")))
+    logging.basicConfig(level=logging.INFO)
+    return TinyApp(settings, start_s=float(os.environ.get("TINY_START_S", "0")))
 
 
 app = install_hypercorn_hook(_tiny, load_settings)
 
 if __name__ == "__main__":
     _settings = load_settings()
-    sys.exit(run(_tiny(_settings), _settings))
+    logging.basicConfig(level=logging.INFO)
+    try:
+        sys.exit(run(_tiny(_settings), _settings))
+    except SettingsError as _exc:
+        print(_exc, file=sys.stderr)
+        sys.exit(78)

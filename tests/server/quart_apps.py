@@ -23,7 +23,7 @@ def quart_app() -> QuartTrio:
         async def events() -> Any:
             for number in range(3):
                 yield b"data: %d\n\n" % number
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
 
         response = Response(events(), content_type="text/event-stream")
         response.timeout = None

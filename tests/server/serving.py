@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h11
 import trio
@@ -87,7 +87,7 @@ class Client:
         self.stream = stream
         self._rest = b""
 
-    async def __aenter__(self) -> "Client":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -199,7 +199,7 @@ class Process:
             time.sleep(0.02)
         raise AssertionError(f"{path} never said {status}")
 
-    def __enter__(self) -> "Process":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -213,14 +213,24 @@ class Process:
 def hypercorn(*options: str, **environ: str) -> Process:
     """``hypercorn tests.server.apps:app`` with options, on a free port."""
     port = free_port()
-    command = [sys.executable, "-m", "hypercorn", "tests.server.apps:app", "-b", f"127.0.0.1:{port}", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "hypercorn",
+        "tests.server.apps:app",
+        "-b",
+        f"127.0.0.1:{port}",
+        *options,
+    ]
     return Process(command, port, **environ)
 
 
 def trioserve(**environ: str) -> Process:
     """The small app as ``trioserve serve`` would serve it."""
     port = free_port()
-    return Process([sys.executable, "-m", "tests.server.apps"], port, TRIOSERVE_PORT=str(port), **environ)
+    return Process(
+        [sys.executable, "-m", "tests.server.apps"], port, **{"TRIOSERVE_PORT": str(port), **environ}
+    )
 
 
 def fetch(port: int, path: str) -> tuple[int, bytes]:

@@ -20,7 +20,9 @@ async def test_a_connection_serves_one_request_after_the_other() -> None:
 
 async def test_pipelined_requests_are_answered_in_their_order() -> None:
     async with serving() as server, await server.connect() as client:
-        await client.send(request("GET", "/sleep?s=0.05") + request("GET", "/hello") + request("GET", "/early"))
+        await client.send(
+            request("GET", "/sleep?s=0.05") + request("GET", "/hello") + request("GET", "/early")
+        )
         assert [(await client.answer()).body for _ in range(3)] == [b"slept", b"hello", b"no"]
 
 
@@ -29,7 +31,7 @@ async def test_pipelined_requests_are_answered_in_their_order() -> None:
 async def test_a_reply_before_the_body_was_read_leaves_the_connection_usable(
     make_app: type[TinyApp], path: str, together: bool
 ) -> None:
-    """hypercorn closed without a word, or, under quart-trio, left h11 waiting for a body and the next request to hang."""
+    """hypercorn closed without a word or, under quart-trio, left h11 waiting for a body and the next request hung."""
     async with serving(make_app()) as server, await server.connect() as client:
         head, body = request("POST", path, "Content-Length: 5000"), b"x" * 100
         for part in [head + body] if together else [head, body]:
@@ -72,7 +74,7 @@ async def test_a_large_body_reaches_the_app_in_order() -> None:
 
 
 async def test_the_last_send_under_quart_leaves_a_connection_that_can_be_closed() -> None:
-    """hypercorn's http.disconnect cancelled quart-trio's task inside the recycling, and drains took their whole time."""
+    """hypercorn's http.disconnect cancelled quart-trio's task inside the recycling; drains took their whole time."""
     async with serving(TinyQuart(), drain_timeout_s=10) as server:
         clients = [await server.connect() for _ in range(40)]
         for client in clients:
@@ -159,7 +161,10 @@ async def test_an_idle_connection_is_closed_after_keep_alive() -> None:
         (b"nonsense\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET /hello HTTP/1.1\r\nHost: x\r\nBig: " + b"x" * 40_000 + b"\r\n\r\n", 431),
-        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (
+            b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
         (b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
         (b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
     ],

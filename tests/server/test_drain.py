@@ -43,7 +43,11 @@ async def test_closing_refuses_new_connections_and_lets_running_requests_finish(
 
 async def test_a_request_on_an_open_connection_is_answered_while_closing() -> None:
     """Its headers have begun to arrive, so the connection is not idle."""
-    async with serving(drain_timeout_s=5) as server, await server.connect() as busy, await server.connect() as late:
+    async with (
+        serving(drain_timeout_s=5) as server,
+        await server.connect() as busy,
+        await server.connect() as late,
+    ):
         await busy.get("/stream?n=20")
         head = request("GET", "/work")
         await late.send(head[:10])
@@ -153,5 +157,3 @@ async def test_an_app_whose_lifespan_raises_is_not_served_on(fault: Exception, e
         with trio.fail_after(2):
             await server.ended.wait()
         assert server.exit_code == exit_code
-
-

@@ -11,19 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.model.checkpoints import Checkpoints, prompt_of
 from tests.worker.driver import Front, worker_config
 from tests.worker.wire import DEADLINE_S, Wire
 from trioserve.core.frames import encode_frame
 from trioserve.core.step import (
-    FromWorker,
     LoadProgress,
     StepPlan,
-    StepResult,
-    WorkerConfig,
-    WorkerError,
     WorkerReady,
 )
 

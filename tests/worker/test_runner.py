@@ -50,6 +50,17 @@ def test_plans_may_be_made_before_results_are_known(checkpoints: Checkpoints) ->
     assert front.outputs[3] == checkpoints.greedy("llama", prompt, 8)
 
 
+def test_a_step_of_inner_chunks_alone_samples_nothing(checkpoints: Checkpoints) -> None:
+    prompt = prompt_of(30, seed=12)
+    front = Front.of(checkpoints.folder("llama"))
+    front.admit(0, prompt)
+    assert front.step(s0=10) == []
+    front.admit(1, prompt)
+    assert front.step(s0=19, s1=29) == []
+    assert [token.slot for token in front.step(s0=1, s1=1)] == [0, 1]
+    assert front.outputs[0] == front.outputs[1] == checkpoints.greedy("llama", prompt, 1)
+
+
 def test_results_carry_the_step_and_the_time(checkpoints: Checkpoints) -> None:
     front = Front.of(checkpoints.folder("llama"))
     result = front.execute(StepPlan(41, [], [], []))

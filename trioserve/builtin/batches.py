@@ -1,7 +1,7 @@
 """Conversations as token batches of one size, without padding rows or attention across conversations."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from trioserve.builtin.corpus import conversations
+from trioserve.builtin.corpus import EVERYTHING, conversations
 from trioserve.builtin.network import Block
 from trioserve.builtin.template import render
 from trioserve.builtin.tokenizer import MARKERS, TURN_END, TURN_START
@@ -74,9 +74,11 @@ class Encoder:
         return Encoded(token_ids, weights, users[1:])
 
 
-def batches(encoder: Encoder, seed: str, *, num_tokens: int) -> Iterator[Batch]:
+def batches(
+    encoder: Encoder, seed: str, *, num_tokens: int, shares: Mapping[str, float] = EVERYTHING
+) -> Iterator[Batch]:
     """Training batches of ``num_tokens`` without end; the same seed gives the same ones."""
-    source = conversations(seed)
+    source = conversations(seed, shares)
     rng = random.Random(seed)
     chosen: list[Encoded] = []
     room = num_tokens

@@ -20,7 +20,7 @@ class Shape:
     vocab_size: int = 4096
     hidden_size: int = 256
     intermediate_size: int = 704
-    num_hidden_layers: int = 6
+    num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64

@@ -32,9 +32,15 @@ async def chat_completions(services: Services) -> Response:
     asked = parse(ChatCompletionRequest, await read_json_body(request, settings))
     asked.check(settings)
     served = services.model
-    prompt = await served.renderer.chat(asked.template_messages())
+    limit = served.engine.max_model_len
+    prompt = await served.renderer.chat(asked.template_messages(), max_tokens=limit)
     generation = prepare(
-        served, asked, [prompt], started_at=started_at, time_limit_s=settings.request_timeout_s
+        served,
+        asked,
+        [prompt],
+        param="messages",
+        started_at=started_at,
+        time_limit_s=settings.request_timeout_s,
     )
     heading = Heading.of(served, asked.model, prefix="chatcmpl-")
     if asked.stream:

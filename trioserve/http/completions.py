@@ -13,7 +13,6 @@ from trioserve.http import sse
 from trioserve.http.body import read_json_body
 from trioserve.http.generation import Heading, finish_reason_of, prepare
 from trioserve.http.services import ServedModel, Services
-from trioserve.prompt.renderer import Renderer
 from trioserve.protocol.common import UsageBody, parse, usage_body
 from trioserve.protocol.completion import (
     Completion,
@@ -30,9 +29,9 @@ async def completions(services: Services) -> Response:
     asked = parse(CompletionRequest, await read_json_body(request, settings))
     asked.check(settings)
     served = services.model
-    prompts = [await _token_ids(served.renderer, prompt) for prompt in asked.prompts]
+    prompts = [await _token_ids(served, prompt) for prompt in asked.prompts]
     generation = prepare(
-        served, asked, prompts, started_at=started_at, time_limit_s=settings.request_timeout_s
+        served, asked, prompts, param="prompt", started_at=started_at, time_limit_s=settings.request_timeout_s
     )
     heading = Heading.of(served, asked.model, prefix="cmpl-")
     echoes = _echoes(served, asked)
@@ -43,9 +42,10 @@ async def completions(services: Services) -> Response:
     return Response(msgspec.json.encode(answer), content_type="application/json")
 
 
-async def _token_ids(renderer: Renderer, prompt: str | list[int]) -> list[int]:
+async def _token_ids(served: ServedModel, prompt: str | list[int]) -> list[int]:
+    renderer = served.renderer
     if isinstance(prompt, str):
-        token_ids = await renderer.text(prompt)
+        token_ids = await renderer.text(prompt, max_tokens=served.engine.max_model_len)
         if not token_ids:
             raise InvalidRequest("prompt: it has no tokens at all", param="prompt")
         return token_ids

@@ -15,7 +15,7 @@ from trioserve.core.delta import OutputDelta, merge
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.engine.engine import Engine
 from trioserve.engine.mailbox import Mailbox
-from trioserve.errors import EngineError, RequestTimeout
+from trioserve.errors import EngineError, PromptTooLong, RequestTimeout
 from trioserve.http import sse
 from trioserve.http.errors import guarded
 from trioserve.http.request_id import request_id_of
@@ -117,10 +117,11 @@ def prepare(
     asked: GenerationFields,
     prompts: SequenceOf[list[int]],
     *,
+    param: str,
     started_at: float,
     time_limit_s: float,
 ) -> Generation:
-    """Check that the engine takes ``prompts`` now, and make their sequences.
+    """Check that the engine takes ``prompts``, which came in the field ``param``, and make their sequences.
 
     Raises:
         RequestError: A prompt is too long, or a parameter does not fit the model.
@@ -128,7 +129,11 @@ def prepare(
     """
     engine, n = served.engine, asked.num_choices
     num_sequences = len(prompts) * n
-    rooms = [engine.check(len(prompt)) for prompt in prompts]
+    try:
+        rooms = [engine.check(len(prompt)) for prompt in prompts]
+    except PromptTooLong as exc:
+        exc.param = param
+        raise
     mean_tokens = -(-sum(map(len, prompts)) // len(prompts))
     engine.check(mean_tokens, num_sequences=num_sequences)
     salt = (asked.cache_salt or "").encode()

@@ -9,7 +9,7 @@ from torch.nn.functional import gelu, silu
 
 from trioserve._speedups import elementwise as native
 from trioserve.kernels.cpu import ISA, is_native
-from trioserve.kernels.shapes import Shapes
+from trioserve.kernels.shapes import ShapeError, Shapes
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -27,10 +27,12 @@ def activation_mul(gate_up: Tensor, activation: Activation) -> Tensor:
         gate_up: [num_tokens, 2 * intermediate_size], gate then up
         result: [num_tokens, intermediate_size]
     Raises:
-        ShapeError: ``gate_up`` has no two dimensions.
+        ShapeError: ``gate_up`` has no two halves.
     """
-    size = Shapes(gate_up=(gate_up, "num_tokens both_sizes"))["both_sizes"] // 2
-    if activation != "silu" or not is_native(gate_up.dtype, size):
+    both = Shapes(gate_up=(gate_up, "num_tokens both_sizes"))["both_sizes"]
+    if both % 2:
+        raise ShapeError(f"both_sizes {both} is odd")
+    if activation != "silu" or not is_native(gate_up.dtype, both // 2):
         return activation_mul_ref(gate_up, activation)
     return _silu_mul(gate_up)
 

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from trioserve._speedups import attention as native
 from trioserve.kernels.cpu import ISA, is_native
-from trioserve.kernels.shapes import Shapes
+from trioserve.kernels.shapes import ShapeError, Shapes
 
 _MAX_NATIVE_QUERIES: Final = {torch.float32: 1 << 30, torch.bfloat16: 63}
 """Longer chunks go to torch, which multiplies bf16 matrices in tiles where the processor has them."""
@@ -38,6 +38,8 @@ def paged_attention(
         block_tables: [num_seqs, max_blocks] int32
     Raises:
         ShapeError: They do not fit each other.
+    Source:
+        arXiv:2309.06180 (paged), arXiv:2205.14135 (the running softmax), arXiv:2305.13245 (grouped queries).
     """
     sizes = Shapes(
         q=(q, "num_tokens num_heads head_dim"),
@@ -47,6 +49,11 @@ def paged_attention(
         seq_lens=(seq_lens, "num_seqs"),
         block_tables=(block_tables, "num_seqs max_blocks"),
     )
+    sizes.expect("num_bounds", sizes["num_seqs"] + 1)
+    if sizes["num_heads"] % sizes["num_kv_heads"]:
+        raise ShapeError(
+            f"num_heads {sizes['num_heads']} is no multiple of num_kv_heads {sizes['num_kv_heads']}"
+        )
     tables = (cu_seqlens_q, seq_lens, block_tables)
     out = torch.empty(q.shape, dtype=q.dtype)
     max_queries = 0

@@ -52,8 +52,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> 
 def _run(
     out: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, isa: str = ISA
 ) -> None:
-    inner, size = x.numel() // max(1, x.shape[0] * x.shape[-1]), x.shape[-1]
-    assert x[0].is_contiguous() and weight.is_contiguous(), "the rows of x, or weight, are not contiguous"
+    size, inner = x.shape[-1], x.shape[1] if x.dim() == 3 else 1
+    assert x.stride(-1) == 1 and x.stride(-2) in (size, x.stride(0)), "the rows of x are not contiguous"
+    assert weight.is_contiguous(), "weight is not contiguous"
     assert residual is None or residual.is_contiguous(), "residual is not contiguous"
     native.rms_norm(
         out.data_ptr(),

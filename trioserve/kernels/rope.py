@@ -17,16 +17,18 @@ def apply_rope(q: Tensor, k: Tensor, positions: Tensor, table: Tensor, *, interl
         positions: [num_tokens] int64, absolute, from 0
         table: [num_positions, 2, half_dim] float32, cos then sin; half_dim = head_dim / 2
     Raises:
-        ShapeError: They do not fit each other.
+        ShapeError: They do not fit each other, or ``head_dim`` is odd.
     Source:
         arXiv:2104.09864; halves rotated as in the HF checkpoints, or interleaved pairs as in the paper.
     """
-    Shapes(
+    sizes = Shapes(
         q=(q, "num_tokens num_heads head_dim"),
         k=(k, "num_tokens num_kv_heads head_dim"),
         positions=(positions, "num_tokens"),
-        table=(table, "num_positions 2 half_dim"),
+        table=(table, "num_positions cos_sin half_dim"),
     )
+    sizes.expect("cos_sin", 2)
+    sizes.expect("half_dim", sizes["head_dim"] // 2)
     for x in (q, k):
         if is_native(x.dtype):
             _run(x, positions, table, interleaved)

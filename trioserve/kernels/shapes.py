@@ -31,6 +31,15 @@ class Shapes:
                     raise ShapeError(f"{argument} [{spec}] has {name} = {size}, expected {sizes[name]}")
         self._sizes = sizes
 
+    def expect(self, name: str, size: int) -> None:
+        """Say what a dimension must be that follows from others.
+
+        Raises:
+            ShapeError: It is not.
+        """
+        if self._sizes[name] != size:
+            raise ShapeError(f"{name} is {self._sizes[name]}, expected {size}")
+
     def __getitem__(self, name: str) -> int:
         return self._sizes[name]
 

@@ -45,13 +45,15 @@ def load_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
         bytes.fromhex(byte[1]) if byte else text.encode()
         for text, byte in zip(texts, byte_tokens, strict=True)
     ]
-    first_pieces = [text.encode() for text in _replaced(tokens, decoders, is_first=True)]
+    first_pieces = None
+    if "Metaspace" in kinds:
+        first_pieces = [text.encode() for text in _replaced(tokens, decoders, is_first=True)]
     return Vocabulary(
         pieces,
         special,
         byte_tokens=[byte is not None for byte in byte_tokens],
         strip_leading_space="Strip" in kinds,
-        first_pieces=first_pieces if "Metaspace" in kinds else None,
+        first_pieces=first_pieces,
     )
 
 

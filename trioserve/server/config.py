@@ -27,7 +27,7 @@ _NEEDED: Final = {
         "_send_h11_event",
         "stream_send",
     ),
-    H2Protocol: ("_flush", "_handle_events", "idle"),
+    H2Protocol: ("_create_stream", "_flush", "_handle_events", "idle", "stream_send"),
     HTTPStream: ("app_send", "handle"),
 }
 """What our protocols override or call in hypercorn, which promises none of it."""

@@ -156,11 +156,15 @@ class Exchange:
                 await app(self._asgi_scope, self.receive, self.send)
         except BaseExceptionGroup as exc:
             _, faults = exc.split(trio.Cancelled)
-            if faults is None or not isinstance(faults, ExceptionGroup):
+            if not isinstance(faults, ExceptionGroup):
                 raise
-            logger.error("the app raised", exc_info=faults)
-        except Exception:
-            logger.exception("the app raised")
+            self._blame(faults)
+        except Exception as exc:  # noqa: BLE001
+            self._blame(exc)
+
+    def _blame(self, exc: Exception) -> None:
+        logger.error("the app raised", exc_info=exc)
+        self._status = self._status or 500
 
     async def _checkpoint(self) -> None:
         self._num_sends += 1

@@ -1,11 +1,19 @@
 """hypercorn's HTTP/2, with its faults fixed at their cause.
 
-Data for a stream that has been answered already, such as the body of a request refused by its headers, raised a
-KeyError that ended the connection and every other stream on it. Here it is acknowledged and dropped.
+* Data for a stream that has been answered already, such as the body of a request refused by its headers, raised a
+  KeyError that ended the connection and every other stream on it. Here it is acknowledged and dropped.
+* A client that opened no window let the response pile up in memory. Here the app waits, and is cancelled in the end.
+* A response that its app left unfinished kept the client waiting for ever. Here the stream is reset.
 """
 
+import contextlib
+
+import h2.errors
 import h2.events
-from hypercorn.protocol.h2 import H2Protocol
+import h2.exceptions
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BufferCompleteError, H2Protocol, StreamBuffer
 
 
 class Http2Protocol(H2Protocol):
@@ -16,6 +24,21 @@ class Http2Protocol(H2Protocol):
         self.connection.close_connection()
         await self._flush()
 
+    async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, StreamClosed):
+            buffer = self.stream_buffers.get(event.stream_id)
+            if buffer is not None and not buffer.complete:
+                await buffer.close()
+                with contextlib.suppress(h2.exceptions.ProtocolError):  # the client has reset it before
+                    self.connection.reset_stream(event.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
+                    await self._flush()
+        await super().stream_send(event)
+
+    async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        await super()._create_stream(request)
+        assert request.stream_id is not None
+        self.stream_buffers[request.stream_id] = _BoundedBuffer(self.context.event_class)
+
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
             if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
@@ -24,3 +47,17 @@ class Http2Protocol(H2Protocol):
             else:
                 await super()._handle_events([event])
         await self._flush()
+
+
+class _BoundedBuffer(StreamBuffer):
+    """Data of one stream that waits for the client's window."""
+
+    async def push(self, data: bytes) -> None:
+        """Take ``data``; returns once less than the high water mark waits."""
+        if self._complete:
+            raise BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        while len(self.buffer) >= BUFFER_HIGH_WATER and not self._complete:
+            await self._paused.clear()
+            await self._paused.wait()

@@ -175,6 +175,8 @@ class _Server:
                 await trio.sleep(QUIET_S / 10)
 
     def _begin_closing(self) -> None:
+        if self._commons.is_closing:
+            return
         self._lifecycle.begin_drain()
         self._lifecycle.begin_closing()
         self._commons.is_closing = True

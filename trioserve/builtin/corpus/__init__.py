@@ -6,7 +6,7 @@ modules a group of families each.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,11 +14,12 @@ from trioserve.builtin.corpus import dialogues, stories, tools
 from trioserve.builtin.corpus.dialogues import Message, exchange, opening, single
 from trioserve.builtin.corpus.draw import Draw
 
-_KINDS: Final = {
+SINGLE_TURNS: Final = {"single": 1.0}
+EVERYTHING: Final = {
     "single": 0.51, "thinking": 0.09, "chat": 0.13, "memory": 0.10, "forgetful": 0.01, "tools": 0.12,
     "unneeded": 0.025, "parallel": 0.01, "long": 0.005,
 }  # fmt: skip
-"""Share of each kind of conversation."""
+"""Shares of the kinds of conversations: short ones alone, to learn the facts and copying first, and all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,10 @@ class Conversation:
     tools: list[dict[str, Any]] = field(default_factory=list)
 
 
-def conversations(seed: str) -> Iterator[Conversation]:
+def conversations(seed: str, shares: Mapping[str, float] = EVERYTHING) -> Iterator[Conversation]:
     """Training conversations without end; the same seed gives the same ones."""
     draw = Draw(random.Random(seed))
-    kinds, weights = list(_KINDS), list(_KINDS.values())
+    kinds, weights = list(shares), list(shares.values())
     while True:
         yield conversation(draw, draw.rng.choices(kinds, weights)[0])
 
