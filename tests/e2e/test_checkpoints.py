@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=256,
         initializer_range=0.2,
     )
-    model = transformers.Qwen3ForCausalLM(config).float()
+    model = transformers.Qwen3ForCausalLM(config).to(torch.float32)
     model.save_pretrained(path, max_shard_size="600KB")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODEL_DIR / name, path / name)
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_greedy_tokens_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
     assert len(list(folder.glob("*.safetensors"))) > 1
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     expected = model.generate(**prompt, max_new_tokens=24, do_sample=False, eos_token_id=-1, pad_token_id=0)
     expected_text = tokenizer.decode(expected[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)

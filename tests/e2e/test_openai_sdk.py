@@ -1,18 +1,30 @@
 """Chat and completions through the OpenAI SDK, sync and async, streamed and not."""
 
+import asyncio
+from typing import Any
+
 import openai
 import pytest
+import trio
 
 from tests.e2e.harness import Server
 
-Message = dict[str, str]
+CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+STORY = [{"role": "user", "content": "Tell me a short story."}]
 
-CAPITAL: list[Message] = [{"role": "user", "content": "What is the capital of France?"}]
-STORY: list[Message] = [{"role": "user", "content": "Tell me a short story."}]
+
+def chat(client: openai.OpenAI, **fields: Any) -> Any:
+    """A chat completion, whole or as a stream; the fields are what the test is about."""
+    return client.chat.completions.create(**{"model": "builtin", **fields})
+
+
+def complete(client: openai.OpenAI, **fields: Any) -> Any:
+    """A completion, whole or as a stream."""
+    return client.completions.create(**{"model": "builtin", **fields})
 
 
 def test_the_model_answers(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="builtin", messages=CAPITAL, temperature=0)  # type: ignore[arg-type]
+    answer = chat(client, messages=CAPITAL, temperature=0)
     choice = answer.choices[0]
     assert choice.message.role == "assistant"
     assert "Paris" in (choice.message.content or "")
@@ -20,14 +32,13 @@ def test_the_model_answers(client: openai.OpenAI) -> None:
     assert (
         answer.object == "chat.completion" and answer.id.startswith("chatcmpl-") and answer.model == "builtin"
     )
-    assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer._request_id
 
 
 def test_three_countries_and_their_capitals(client: openai.OpenAI) -> None:
-    messages: list[Message] = [{"role": "user", "content": "List 3 countries and their capitals."}]
-    answer = client.chat.completions.create(model="builtin", messages=messages, temperature=0)  # type: ignore[arg-type]
+    messages = [{"role": "user", "content": "List 3 countries and their capitals."}]
+    answer = chat(client, messages=messages, temperature=0)
     lines = [line for line in (answer.choices[0].message.content or "").splitlines() if line.strip()]
     assert len(lines) >= 3, answer.choices[0].message.content
 
@@ -36,7 +47,6 @@ def test_three_countries_and_their_capitals(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, n: int, temperature: float) -> None:
     asked = {
-        "model": "builtin",
         "messages": STORY,
         "temperature": temperature,
         "seed": 7,
@@ -45,11 +55,10 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, n: int,
         "logprobs": True,
         "top_logprobs": 2,
     }
-    whole = client.chat.completions.create(**asked)  # type: ignore[call-overload]
-    stream = client.chat.completions.create(  # type: ignore[call-overload]
-        **asked, stream=True, stream_options={"include_usage": True}
-    )
-    texts, tokens, reasons, roles, usages = [""] * n, [[] for _ in range(n)], [""] * n, [0] * n, []
+    whole = chat(client, **asked)
+    stream = chat(client, **asked, stream=True, stream_options={"include_usage": True})
+    texts, reasons, roles, usages = [""] * n, [""] * n, [0] * n, []
+    tokens: list[list[Any]] = [[] for _ in range(n)]
     for chunk in stream:
         assert (chunk.usage is None) == bool(chunk.choices)
         usages += [chunk.usage] if chunk.usage else []
@@ -70,9 +79,9 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, n: int,
 
 def test_choices_of_one_request_differ_and_a_seed_repeats_them(client: openai.OpenAI) -> None:
     def ask(seed: int) -> list[str | None]:
-        answer = client.chat.completions.create(
-            model="builtin",
-            messages=STORY,  # type: ignore[arg-type]
+        answer = chat(
+            client,
+            messages=STORY,
             temperature=1.5,
             seed=seed,
             n=4,
@@ -87,18 +96,16 @@ def test_choices_of_one_request_differ_and_a_seed_repeats_them(client: openai.Op
 
 
 def test_a_stop_string_ends_the_text_and_is_not_in_it(client: openai.OpenAI) -> None:
-    messages: list[Message] = [{"role": "user", "content": "Count from 1 to 20."}]
-    whole = client.chat.completions.create(model="builtin", messages=messages, temperature=0)  # type: ignore[arg-type]
+    messages = [{"role": "user", "content": "Count from 1 to 20."}]
+    whole = chat(client, messages=messages, temperature=0)
     text = whole.choices[0].message.content or ""
     stop = text[10:14]
-    cut = client.chat.completions.create(
-        model="builtin", messages=messages, temperature=0, stop=[stop, "zzz"]
-    )  # type: ignore[arg-type]
+    cut = chat(client, model="builtin", messages=messages, temperature=0, stop=[stop, "zzz"])
     assert cut.choices[0].message.content == text[: text.index(stop)]
     assert cut.choices[0].finish_reason == "stop"
-    stream = client.chat.completions.create(
-        model="builtin",
-        messages=messages,  # type: ignore[arg-type]
+    stream = chat(
+        client,
+        messages=messages,
         temperature=0,
         stop=stop,
         stream=True,
@@ -107,26 +114,26 @@ def test_a_stop_string_ends_the_text_and_is_not_in_it(client: openai.OpenAI) -> 
 
 
 def test_a_prompt_seen_before_is_found_in_the_cache(client: openai.OpenAI) -> None:
-    messages: list[Message] = [{"role": "user", "content": "Tell me about the prefix cache. " * 20}]
-    ask = {"model": "builtin", "messages": messages, "max_tokens": 1}
-    client.chat.completions.create(**ask)  # type: ignore[call-overload]
-    again = client.chat.completions.create(**ask)  # type: ignore[call-overload]
+    messages = [{"role": "user", "content": "Tell me about the prefix cache. " * 20}]
+    ask = {"messages": messages, "max_tokens": 1}
+    chat(client, **ask)
+    again = chat(client, **ask)
     cached = again.usage.prompt_tokens_details.cached_tokens
     assert again.usage.prompt_tokens - 16 <= cached < again.usage.prompt_tokens
-    salted = client.chat.completions.create(**ask, extra_body={"cache_salt": "someone else"})  # type: ignore[call-overload]
+    salted = chat(client, **ask, extra_body={"cache_salt": "someone else"})
     assert salted.usage.prompt_tokens_details.cached_tokens == 0
 
 
 def test_logprobs_are_those_of_the_likeliest(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(
-        model="builtin",
-        messages=CAPITAL,  # type: ignore[arg-type]
+    answer = chat(
+        client,
+        messages=CAPITAL,
         temperature=0,
         logprobs=True,
         top_logprobs=5,
     )
     logprobs = answer.choices[0].logprobs
-    assert logprobs is not None and logprobs.content
+    assert logprobs.content
     for entry in logprobs.content:
         assert entry.token == entry.top_logprobs[0].token
         values = [top.logprob for top in entry.top_logprobs]
@@ -138,31 +145,31 @@ def test_logprobs_are_those_of_the_likeliest(client: openai.OpenAI) -> None:
 
 
 def test_a_logit_bias_is_obeyed(client: openai.OpenAI) -> None:
-    ask = {"model": "builtin", "prompt": "Hello", "max_tokens": 4, "temperature": 0, "logprobs": 1}
-    free = client.completions.create(**ask)  # type: ignore[call-overload]
-    forced = client.completions.create(**ask, logit_bias={"70": 100})  # type: ignore[call-overload]
+    ask = {"prompt": "Hello", "max_tokens": 4, "temperature": 0, "logprobs": 1}
+    free = complete(client, **ask)
+    forced = complete(client, **ask, logit_bias={"70": 100})
     assert len(set(forced.choices[0].logprobs.tokens)) == 1
-    banned = client.completions.create(**ask, logit_bias={"70": -100})  # type: ignore[call-overload]
+    banned = complete(client, **ask, logit_bias={"70": -100})
     assert banned.choices[0].logprobs.tokens == free.choices[0].logprobs.tokens
 
 
 def test_completions_of_several_prompts_keep_their_order(client: openai.OpenAI) -> None:
     prompts = ["The capital of France is", "1, 2, 3,", "Hello"]
-    ask = {"model": "builtin", "prompt": prompts, "max_tokens": 6, "temperature": 0, "n": 2}
-    whole = client.completions.create(**ask)  # type: ignore[call-overload]
+    ask = {"prompt": prompts, "max_tokens": 6, "temperature": 0, "n": 2}
+    whole = complete(client, **ask)
     assert [choice.index for choice in whole.choices] == list(range(6))
     texts = [""] * 6
-    for chunk in client.completions.create(**ask, stream=True):  # type: ignore[call-overload]
+    for chunk in complete(client, **ask, stream=True):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
     assert texts == [choice.text for choice in whole.choices]
-    single = client.completions.create(model="builtin", prompt=prompts[1], max_tokens=6, temperature=0)
+    single = complete(client, prompt=prompts[1], max_tokens=6, temperature=0)
     assert texts[2] == texts[3] == single.choices[0].text
 
 
 def test_token_ids_are_a_prompt_too(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model="builtin", prompt=[50, 51, 52], max_tokens=2)
-    assert answer.usage is not None and answer.usage.prompt_tokens == 3
+    answer = complete(client, prompt=[50, 51, 52], max_tokens=2)
+    assert answer.usage.prompt_tokens == 3
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
@@ -195,35 +202,32 @@ def test_a_bad_field_is_a_400_that_names_it(
     client: openai.OpenAI, fields: dict[str, object], param: str | None
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(**{"model": "builtin", "messages": CAPITAL, **fields})  # type: ignore[call-overload]
+        chat(client, **{"messages": CAPITAL, **fields})
     assert (caught.value.param or "").startswith(param or "")
     assert caught.value.type == "invalid_request_error"
 
 
 def test_more_tokens_than_there_is_room_for_are_clamped(client: openai.OpenAI) -> None:
     prompt = [60] * 8185
-    answer = client.completions.create(
-        model="builtin", prompt=prompt, max_tokens=8000, extra_body={"ignore_eos": True}
+    answer = complete(
+        client, model="builtin", prompt=prompt, max_tokens=8000, extra_body={"ignore_eos": True}
     )
     assert answer.choices[0].finish_reason == "length"
-    assert answer.usage is not None and answer.usage.total_tokens == 8192
+    assert answer.usage.total_tokens == 8192
 
 
 def test_min_tokens_and_ignore_eos_keep_the_model_going(client: openai.OpenAI) -> None:
-    ask = {"model": "builtin", "messages": CAPITAL, "temperature": 0, "max_tokens": 60}
-    short = client.chat.completions.create(**ask)  # type: ignore[call-overload]
+    ask = {"messages": CAPITAL, "temperature": 0, "max_tokens": 60}
+    short = chat(client, **ask)
     assert short.usage.completion_tokens < 40
-    longer = client.chat.completions.create(**ask, extra_body={"min_tokens": 45})  # type: ignore[call-overload]
+    longer = chat(client, **ask, extra_body={"min_tokens": 45})
     assert longer.usage.completion_tokens >= 45
-    longest = client.chat.completions.create(**ask, extra_body={"ignore_eos": True})  # type: ignore[call-overload]
+    longest = chat(client, **ask, extra_body={"ignore_eos": True})
     assert (longest.usage.completion_tokens, longest.choices[0].finish_reason) == (60, "length")
 
 
 async def test_the_async_client_streams_many_at_once(server: Server) -> None:
     """The SDK's async client needs asyncio, so it runs in a thread of its own."""
-    import asyncio
-
-    import trio
 
     async def ask(client: openai.AsyncOpenAI, i: int) -> str:
         stream = await client.chat.completions.create(

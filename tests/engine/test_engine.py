@@ -21,7 +21,14 @@ from trioserve.engine.supervisor import supervise
 from trioserve.errors import NotReady, PromptTooLong, QueueFull, WorkerDied
 from trioserve.settings import Settings
 
-VOCABULARY = Vocabulary([chr(97 + i % 26).encode() for i in range(2000)], [False] * 2000, byte_tokens=None, strip_leading_space=False)
+VOCABULARY = Vocabulary(
+    [chr(97 + i % 26).encode() for i in range(2000)], [False] * 2000, byte_tokens=None, strip_leading_space=False
+)
+    [chr(97 + i % 26).encode() for i in range(2000)],
+    [False] * 2000,
+    byte_tokens=None,
+    strip_leading_space=False,
+)
 """Token 0 is "a", token 1 is "b" and so on, round and round."""
 
 
@@ -36,6 +43,7 @@ def make_engine(**settings: object) -> Engine:
         path=Path("unused"),
         tokenizer_path=Path("unused"),
         max_model_len=256,
+        vocab_size=2000,
         eos_token_ids=(),
         generation_config={},
         created=0,

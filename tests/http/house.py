@@ -194,6 +194,7 @@ async def open_house(
     template: str | None = TEMPLATE,
     names: tuple[str, ...] = ("reciter",),
     step_s: float = 0.01,
+    eos_token_ids: tuple[int, ...] = (EOS_ID,),
     **settings: Any,
 ) -> AsyncIterator[House]:
     model = ModelFolder(
@@ -202,7 +203,8 @@ async def open_house(
         path=Path("reciter"),
         tokenizer_path=Path("reciter"),
         max_model_len=256,
-        eos_token_ids=(EOS_ID,),
+        vocab_size=258,
+        eos_token_ids=eos_token_ids,
         generation_config={},
         created=1_700_000_000,
     )

@@ -7,7 +7,7 @@ import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from trio.testing import MockClock
 
-from tests.http.house import EOS_ID, House, open_house, recited
+from tests.http.house import EOS_ID, House, make_tokenizer, open_house, recited
 from trioserve.core.sequence import Sequence
 
 PATH = "/v1/chat/completions"
@@ -161,6 +161,18 @@ async def test_a_stop_token_ends_the_answer_and_is_named(autojump_clock: MockClo
     choice = answer["choices"][0]
     assert choice["message"]["content"] == recited(PROMPT_TOKENS, 40).split(",")[0]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", comma)
+
+
+async def test_the_models_own_end_needs_no_name(autojump_clock: MockClock) -> None:
+    (comma,) = make_tokenizer().encode(",", add_special_tokens=False)
+    async with open_house(eos_token_ids=(comma,)) as house:
+        answer = await house.json(PATH, {"messages": HI, "max_tokens": 40})
+        *chunks, _ = await house.events(PATH, {"messages": HI, "max_tokens": 40})
+        ignored = await house.json(PATH, {"messages": HI, "max_tokens": 40, "ignore_eos": True})
+    assert answer["choices"][0]["message"]["content"] == recited(PROMPT_TOKENS, 40).split(",")[0]
+    for choice in (answer["choices"][0], chunks[-1]["choices"][0]):
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
+    assert ignored["choices"][0]["message"]["content"] == recited(PROMPT_TOKENS, 40)
 
 
 async def test_an_answer_may_fill_the_context_and_no_more(autojump_clock: MockClock) -> None:

@@ -70,6 +70,15 @@ def test_half_precision_stays_near(checkpoints: Checkpoints, name: str, dtype: t
     assert error < 0.03 if dtype == torch.bfloat16 else error < 0.004
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "ernie-biased"])
+def test_packing_the_weights_changes_nothing(checkpoints: Checkpoints, name: str) -> None:
+    """Tied and untied heads, with biases and without."""
+    plain, packed = bench(checkpoints, name, torch.bfloat16), bench(checkpoints, name, torch.bfloat16)
+    packed.model.pack()
+    piece = Piece(TEXT, 0, len(TEXT), BLOCKS)
+    assert difference(packed.run(piece), plain.run(piece)) < 0.01
+
+
 def test_a_wrong_rotation_is_seen(checkpoints: Checkpoints) -> None:
     """The tolerance is tight enough for the tests above to fail."""
     one = bench(checkpoints, "llama")

@@ -12,7 +12,6 @@ from trioserve.errors import ModelError, SettingsError
 from trioserve.settings import BUILTIN_MODEL, Settings
 
 _WANTED_FILES: Final = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-_DEFAULT_MAX_MODEL_LEN: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,8 @@ class ModelFolder:
     tokenizer_path: Path
     max_model_len: int
     """Tokens of prompt and answer together."""
+    vocab_size: int
+    """Rows of the embedding: every token id must be below it."""
     eos_token_ids: tuple[int, ...]
     generation_config: Mapping[str, Any]
     """The model's own sampling defaults."""
@@ -50,6 +51,7 @@ def open_model(settings: Settings) -> ModelFolder:
         path=path,
         tokenizer_path=_folder(settings.tokenizer, settings) if settings.tokenizer else path,
         max_model_len=_max_model_len(config, settings),
+        vocab_size=_count(config, "vocab_size"),
         eos_token_ids=_eos_token_ids(generation_config, config),
         generation_config=generation_config,
         created=int(time.time()),
@@ -82,13 +84,18 @@ def _download(name: str, settings: Settings) -> Path:
 
 
 def _max_model_len(config: Mapping[str, Any], settings: Settings) -> int:
-    limit = config.get("max_position_embeddings", _DEFAULT_MAX_MODEL_LEN)
-    if not isinstance(limit, int) or limit < 1:
-        raise ModelError(f"config.json says max_position_embeddings = {limit!r}, which is no length.")
+    limit = _count(config, "max_position_embeddings")
     asked = settings.max_model_len
     if asked is not None and asked > limit:
         raise SettingsError(f"max_model_len = {asked} is more than the model's {limit}: lower it.")
     return asked or limit
+
+
+def _count(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise ModelError(f"config.json says {name} = {value!r}, which is no count.")
+    return value
 
 
 def _eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:

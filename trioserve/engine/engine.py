@@ -118,12 +118,12 @@ class Engine:
     def stream(self, sequences: list[Sequence]) -> Iterator[Mailbox]:
         """Run the choices of one request for as long as the block is open; leaving it early aborts them."""
         mailbox = Mailbox(len(sequences))
-        for index, seq in enumerate(sequences):
-            self._streams[seq.seq_id] = _Stream(OutputStream(seq, self._vocabulary), mailbox, index)
-            self._loaded().add(seq)
         started_at = trio.current_time()
-        self._work.set()
         try:
+            for index, seq in enumerate(sequences):
+                self._loaded().add(seq)
+                self._streams[seq.seq_id] = _Stream(OutputStream(seq, self._vocabulary), mailbox, index)
+            self._work.set()
             yield mailbox
         finally:
             for seq in sequences:

@@ -8,7 +8,6 @@ from msgspec import UNSET
 from quart import Response, request
 
 from trioserve.core.delta import OutputDelta, Usage
-from trioserve.errors import InvalidRequest
 from trioserve.http import sse
 from trioserve.http.body import read_json_body
 from trioserve.http.generation import Heading, finish_reason_of, prepare
@@ -43,17 +42,8 @@ async def completions(services: Services) -> Response:
 
 
 async def _token_ids(served: ServedModel, prompt: str | list[int]) -> list[int]:
-    renderer = served.renderer
     if isinstance(prompt, str):
-        token_ids = await renderer.text(prompt, max_tokens=served.engine.max_model_len)
-        if not token_ids:
-            raise InvalidRequest("prompt: it has no tokens at all", param="prompt")
-        return token_ids
-    if max(prompt) >= renderer.vocab_size:
-        last = renderer.vocab_size - 1
-        raise InvalidRequest(
-            f"prompt: the model's token ids end at {last}, not {max(prompt)}", param="prompt"
-        )
+        return await served.renderer.text(prompt, max_tokens=served.engine.max_model_len)
     return prompt
 
 

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import trio
@@ -15,7 +15,7 @@ from trioserve.core.delta import OutputDelta, merge
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.engine.engine import Engine
 from trioserve.engine.mailbox import Mailbox
-from trioserve.errors import EngineError, PromptTooLong, RequestTimeout
+from trioserve.errors import EngineError, InvalidRequest, PromptTooLong, RequestTimeout
 from trioserve.http import sse
 from trioserve.http.errors import guarded
 from trioserve.http.request_id import request_id_of
@@ -64,6 +64,8 @@ class Generation:
     """On trio's clock."""
     time_limit_s: float
     request_id: str
+    eos_token_ids: tuple[int, ...]
+    """With these the model itself ends an answer: the usual thing, which no ``stop_reason`` needs to name."""
 
     async def results(self) -> list[OutputDelta]:
         """All that each choice came to, as one delta.
@@ -87,7 +89,8 @@ class Generation:
         """What ``writer`` makes of the deltas, as they come; a comment after ``keep_alive_s`` of silence."""
         silence_s = keep_alive_s or math.inf
         with self.engine.stream(self.sequences) as mailbox:
-            yield writer.opening()
+            if opening := writer.opening():
+                yield opening
             silent_at = trio.current_time() + silence_s
             while not mailbox.is_done:
                 deltas = await self._receive(mailbox, until=silent_at)
@@ -106,10 +109,14 @@ class Generation:
             deltas = await mailbox.receive()
         if not deltas and trio.current_time() >= self.deadline:
             raise RequestTimeout(f"the request took longer than request_timeout_s = {self.time_limit_s:g}")
-        for _, delta in deltas:
-            if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-                raise EngineError(delta.error or "the request was aborted")
-        return deltas
+        return [(index, self._checked(delta)) for index, delta in deltas]
+
+    def _checked(self, delta: OutputDelta) -> OutputDelta:
+        if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            raise EngineError(delta.error or "the request was aborted")
+        if delta.stop_reason in self.eos_token_ids:
+            return replace(delta, stop_reason=None)
+        return delta
 
 
 def prepare(
@@ -129,6 +136,8 @@ def prepare(
     """
     engine, n = served.engine, asked.num_choices
     num_sequences = len(prompts) * n
+    for prompt in prompts:
+        _check_token_ids(prompt, served.defaults.vocab_size, param)
     try:
         rooms = [engine.check(len(prompt)) for prompt in prompts]
     except PromptTooLong as exc:
@@ -150,7 +159,19 @@ def prepare(
         deadline=started_at + (time_limit_s or math.inf),
         time_limit_s=time_limit_s,
         request_id=request_id_of(request),
+        eos_token_ids=() if asked.ignore_eos else served.defaults.eos_token_ids,
     )
+
+
+def _check_token_ids(prompt: list[int], vocab_size: int, param: str) -> None:
+    """An id beyond the embedding would fail the whole step; some tokenizers know more tokens than their model."""
+    if not prompt:
+        raise InvalidRequest(f"{param}: it has no tokens at all", param=param)
+    highest = max(prompt)
+    if highest >= vocab_size:
+        raise InvalidRequest(
+            f"{param}: the model's token ids end at {vocab_size - 1}, not {highest}", param=param
+        )
 
 
 def finish_reason_of(delta: OutputDelta) -> str | None:

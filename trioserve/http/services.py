@@ -39,13 +39,14 @@ class Services:
     def serve(self, engine: Engine, renderer: Renderer) -> None:
         """Answer requests with ``engine`` from now on."""
         model = engine.model
+        vocab_size = min(renderer.vocab_size, model.vocab_size)
         identity = f"{trioserve.__version__} {model.name} {model.path.name}"
         self._model = ServedModel(
             engine=engine,
             renderer=renderer,
             defaults=SamplingDefaults.from_generation_config(
                 model.generation_config,
-                vocab_size=renderer.vocab_size,
+                vocab_size=vocab_size,
                 eos_token_ids=model.eos_token_ids,
             ),
             fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],

@@ -10,6 +10,7 @@ from trioserve.kernels.store_kv import store_kv
 from trioserve.model.batch import ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.layers import (
+    Linear,
     MergedColumnParallelLinear,
     ParallelLMHead,
     QKVParallelLinear,
@@ -145,6 +146,12 @@ class Decoder(nn.Module):
         self.lm_head = ParallelLMHead(config.hidden_size, config.vocab_size, dtype)
         if config.tie_word_embeddings:
             self.lm_head.tie(self.model.embed_tokens)
+
+    def pack(self) -> None:
+        """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after."""
+        for layer in self.modules():
+            if isinstance(layer, Linear):
+                layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Run a step: write its KV, return the hidden states of the rows that sample.

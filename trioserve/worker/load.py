@@ -44,6 +44,8 @@ def load_runner(
         dummy_weights(model, config.seed, progress)
     else:
         load_weights(model, folder, progress)
+    weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    model.pack()
     load_s = time.monotonic() - started
     kv_cache = allocate_kv_cache(shape, config, dtype)
     runner = ModelRunner(
@@ -59,7 +61,7 @@ def load_runner(
         num_blocks=kv_cache.num_blocks,
         load_s=load_s,
         kv_cache_bytes=kv_cache.num_bytes,
-        weights_bytes=sum(parameter.nbytes for parameter in model.parameters()),
+        weights_bytes=weights_bytes,
         dtype=str(dtype).removeprefix("torch."),
         attention=implementation(dtype, shape.head_dim, config.block_size),
     )
