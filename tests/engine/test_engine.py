@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import trio
 from trio.testing import MockClock
-from trioserve._speedups.detokenizer import Vocabulary
 
 from tests.fakes import FakeExecutor, FakeRank, counting_up, works_of
+from trioserve._speedups.detokenizer import Vocabulary
 from trioserve.core.delta import OutputDelta, merge
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.sequence import FinishReason, Sequence
@@ -22,8 +22,6 @@ from trioserve.errors import NotReady, PromptTooLong, QueueFull, WorkerDied
 from trioserve.settings import Settings
 
 VOCABULARY = Vocabulary(
-    [chr(97 + i % 26).encode() for i in range(2000)], [False] * 2000, byte_tokens=None, strip_leading_space=False
-)
     [chr(97 + i % 26).encode() for i in range(2000)],
     [False] * 2000,
     byte_tokens=None,
