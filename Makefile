@@ -34,6 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	@echo "compiling the Cython modules"
+	@rm -rf build trioserve/_speedups/*.so
 	$(PIP) install --no-build-isolation --no-deps --force-reinstall -e .
 	@touch $@
 
@@ -48,8 +49,7 @@ imports: setup
 	$(BIN)/lint-imports --config setup.cfg
 
 stubs: setup
-	$(BIN)/python -m mypy.stubtest trioserve._speedups.blocks trioserve._speedups.detokenizer \
-		trioserve._speedups.attention
+	$(BIN)/python -m mypy.stubtest $(patsubst _speedups/%.pyx,trioserve._speedups.%,$(wildcard _speedups/*.pyx))
 
 pytest: setup
 	$(BIN)/python -m pytest

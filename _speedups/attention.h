@@ -9,11 +9,13 @@
 // start at multiples of 256 of the sequence and are merged in order, so a row's arithmetic is the same whatever else is
 // in the batch, however the prompt was cut, and whether or not a long context was split between threads.
 //
-// Ladder (Sapphire Rapids, 2 shared cores, AVX-512; 9 query and 3 KV heads of 64, bf16; microseconds):
-//                                                        32 x 200 keys    1 x 8000 keys
-//   1. torch, sequence by sequence: gather, SDPA              @A               @B
-//   2. scores and values in vectors of float32, the           402              595
-//      group sharing each widened key; 2 threads
+// Ladder (Sapphire Rapids, one core; decode with 9 query and 3 KV heads of 64, bf16; microseconds of its time):
+//                                                              32 x 200 keys   1 x 8000 keys
+//   1. torch, sequence by sequence: gather blocks, SDPA              3270            2260
+//   2. vectors of float32, the group sharing each widened key:
+//      portable                                                      1730            2330
+//      AVX2                                                          1050             960
+//      AVX-512                                                        620             620
 #pragma once
 
 #include <algorithm>

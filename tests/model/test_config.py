@@ -136,10 +136,18 @@ def test_what_is_not_supported_is_named(changes: dict[str, Any], sentence: str) 
         decoder_config(LLAMA | changes)
 
 
-def test_layer_types_that_do_not_fit_are_named() -> None:
-    fields = {"architectures": ["Qwen3ForCausalLM"], "layer_types": ["chunked_attention"] * 4}
-    with pytest.raises(ModelError, match=r"unknown ones: .*chunked_attention"):
-        decoder_config(LLAMA | fields)
+@pytest.mark.parametrize(
+    ("types", "sentence"),
+    [
+        (["chunked_attention"] * 4, "layers of type 'chunked_attention' are not supported"),
+        (["full_attention"] * 3, "does not name the kind of each of 4 layers"),
+        ("full_attention", "does not name the kind of each of 4 layers"),
+        ([[]] * 4, r"layers of type \[\] are not supported"),
+    ],
+)
+def test_layer_types_that_do_not_fit_are_named(types: object, sentence: str) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        decoder_config(LLAMA | {"architectures": ["Qwen3ForCausalLM"], "layer_types": types})
 
 
 def test_a_folder_without_a_readable_config_is_named(tmp_path: Path) -> None:

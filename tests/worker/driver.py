@@ -95,6 +95,10 @@ class Front:
             self.samples[sample.slot].append(sample)
         return result.sampled
 
+    def computed(self, slot: int) -> int:
+        """Tokens of ``slot`` that the plans so far compute."""
+        return self._ends[slot]
+
     def decode(self, num_steps: int, *slots: int) -> None:
         """Decode steps of all ``slots`` together."""
         for _ in range(num_steps):

@@ -60,7 +60,7 @@ def paged_attention(
     if is_native(q.dtype, sizes["head_dim"], sizes["block_size"]):
         max_queries = _MAX_NATIVE_QUERIES[q.dtype]
         _run_native(out, q, k_cache, v_cache, tables, scale, sliding_window, max_queries)
-    if sizes["num_tokens"] - sizes["num_seqs"] >= max_queries:  # else no sequence can have so many
+    if sizes["num_tokens"] - sizes["num_seqs"] >= max_queries:  # else none has so many, each having one
         _run_torch(out, q, k_cache, v_cache, tables, scale, sliding_window, max_queries)
     return out
 

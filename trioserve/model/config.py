@@ -222,13 +222,13 @@ def _qwen_windows(fields: _Fields) -> tuple[int | None, ...]:
         window = fields.count("sliding_window", 4096)
     types = fields.values.get("layer_types")
     if types is None:
-        first = fields.values.get("max_window_layers", 28)
+        first = fields.number("max_window_layers", 28)
         return tuple(window if layer >= first else None for layer in range(num_layers))
-    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
-    if unknown or len(types) != num_layers:
-        raise ModelError(
-            f"layer_types has {len(types)} entries for {num_layers} layers, unknown ones: {unknown}"
-        )
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise ModelError(f"config.json: layer_types does not name the kind of each of {num_layers} layers")
+    unknown = [kind for kind in types if kind not in ("full_attention", "sliding_attention")]
+    if unknown:
+        raise ModelError(f"layers of type {unknown[0]!r} are not supported")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 

@@ -4,13 +4,12 @@ Each knows how a checkpoint's tensors fill its parameters: ``weight_loader(param
 so that a layer split over ranks changes here and nowhere else.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
 from trioserve.errors import ModelError
+from trioserve.kernels.linear import pack_weight, packed_linear
 from trioserve.kernels.rms_norm import add_rms_norm, rms_norm
 
 
@@ -63,19 +62,12 @@ class Linear(WeightedLayer):
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is None:
             return linear(x, self.weight, self.bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out
+        return packed_linear(x, self._packed, self.bias)
 
     def pack(self, *, keep_weight: bool = False) -> None:
-        """Lay the weight out once as oneDNN multiplies it, which a plain call does anew each time.
-
-        Halves the time of a decode step in bf16, and changes no bit of the result. Does nothing where oneDNN has no
-        such layout.
-        """
-        if self.weight.dtype != torch.bfloat16 or not _can_pack():
-            return
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
-        if not keep_weight:
+        """Bring the weight into the form that is multiplied fastest, and free the other; does nothing without one."""
+        self._packed = pack_weight(self.weight.data)
+        if self._packed is not None and not keep_weight:
             self.weight.data = self.weight.new_empty(0)
 
 
@@ -138,13 +130,6 @@ class ParallelLMHead(ColumnParallelLinear):
     def tie(self, embed_tokens: VocabParallelEmbedding) -> None:
         """Share the matrix of the embedding."""
         self.weight = embed_tokens.weight
-
-
-@cache
-def _can_pack() -> bool:
-    operations = torch.ops.mkldnn
-    known = hasattr(operations, "_linear_pointwise") and hasattr(operations, "_reorder_linear_weight")
-    return known and bool(operations._is_mkldnn_bf16_supported())
 
 
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:

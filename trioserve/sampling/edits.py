@@ -1,6 +1,5 @@
 """What a request does to its logits before any choice: banned stops, bias, penalties; and the counts behind these."""
 
-from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -102,17 +101,3 @@ def has_penalties(params: SamplingParams) -> bool:
     return (
         params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
     )
-
-
-def apply_edits(
-    logits: NDArray[np.float32], edits: Iterable[LogitEdits | None], positions: Iterable[int]
-) -> None:
-    """Edit the rows that ask for it, in place.
-
-    Shapes:
-        logits: [num_rows, vocab_size]
-        edits, positions: [num_rows]
-    """
-    for row, edit, position in zip(logits, edits, positions, strict=True):
-        if edit is not None:
-            edit.apply(row, position)

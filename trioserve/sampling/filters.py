@@ -1,83 +1,60 @@
-"""Logits to weights, with temperature, min-p, top-k and top-p; values decide, never the order of ids.
+"""The distribution that a request draws from: temperature, min-p, top-k and top-p.
 
-Each filter keeps whatever is as likely as the last one it keeps, so that a tie never depends on how a sort broke it.
+Values decide, never the order of ids: each filter keeps whatever is as likely as the last one that it keeps, so that a
+tie does not depend on how a sort broke it. The vocabulary is never sorted, only what top-p could keep of it.
 """
 
-from typing import Final
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from trioserve.sampling.random import padded_size
-
-_NUCLEUS: Final = 512
-"""Candidates among which the border of top-p is looked for before all ids are sorted."""
+from trioserve.core.sampling import SamplingParams
+from trioserve.sampling.random import draw
 
 
-def sampling_weights(
-    logits: Tensor,
-    temperature: NDArray[np.float32],
-    top_k: NDArray[np.int64],
-    top_p: NDArray[np.float64],
-    min_p: NDArray[np.float32],
-) -> Tensor:
-    """What ``draw`` picks by: proportional to the probabilities, 0 where filtered, 1 at the likeliest.
+def choose(logits: NDArray[np.float32], params: SamplingParams, number: float) -> int:
+    """The token id that ``number``, in [0, 1), picks.
 
     min-p and top-k look at the distribution after temperature, top-p at what they leave, renormalised.
 
     Shapes:
-        logits: [num_rows, vocab_size] float32, overwritten
-        temperature, top_k, top_p, min_p: [num_rows]; 0, 1 and 0 switch top_k, top_p and min_p off
-        result: [num_rows, padded_size(vocab_size)] float32
+        logits: [vocab_size], unchanged
     """
-    num_rows, vocab_size = logits.shape
-    _mask_top_k(logits, top_k)
-    logits -= logits.amax(-1, keepdim=True)
-    logits /= torch.from_numpy(temperature)[:, None]
-    weights = logits.new_zeros((num_rows, padded_size(vocab_size)))
-    torch.exp(logits, out=weights[:, :vocab_size])
-    if min_p.any():
-        weights.masked_fill_(weights < torch.from_numpy(min_p)[:, None], 0.0)
-    _mask_top_p(weights, top_p)
+    ids = None
+    if 0 < params.top_k < len(logits):
+        ids = np.flatnonzero(logits >= kth_largest(logits, params.top_k))
+        logits = logits[ids]
+    weights = weights_of(logits, params)
+    place = draw(weights, number)
+    return place if ids is None else int(ids[place])
+
+
+def weights_of(logits: NDArray[np.float32], params: SamplingParams) -> NDArray[np.float32]:
+    """Proportional to the probabilities after temperature, min-p and top-p: 1 at the likeliest, 0 where filtered.
+
+    Shapes:
+        logits, result: [num_candidates]
+    """
+    weights: NDArray[np.float32] = np.exp((logits - logits.max()) / np.float32(params.temperature))
+    if params.min_p > 0:
+        weights[weights < params.min_p] = 0
+    if params.top_p < 1:
+        weights[weights < nucleus_border(weights, params.top_p)] = 0
     return weights
 
 
-def _mask_top_k(logits: Tensor, top_k: NDArray[np.int64]) -> None:
-    rows = np.flatnonzero((top_k > 0) & (top_k < logits.shape[1]))
-    if not rows.size:
-        return
-    index, counts = torch.from_numpy(rows), torch.from_numpy(top_k[rows])
-    largest = logits[index].topk(int(counts.max()), dim=-1).values
-    border = largest.gather(1, counts[:, None] - 1)
-    logits[index] = logits[index].masked_fill(logits[index] < border, -torch.inf)
+def kth_largest(values: NDArray[np.float32], k: int) -> np.float32:
+    """The ``k``-th largest of ``values``, 1 <= k <= len(values)."""
+    place = len(values) - k
+    found: np.float32 = np.partition(values, place)[place]
+    return found
 
 
-def _mask_top_p(weights: Tensor, top_p: NDArray[np.float64]) -> None:
-    rows = np.flatnonzero(top_p < 1.0)
-    if not rows.size:
-        return
-    index = torch.from_numpy(rows)
-    chosen = weights[index]
-    wanted = torch.from_numpy(top_p[rows])[:, None] * chosen.sum(-1, keepdim=True, dtype=torch.float64)
-    border, found = _nucleus_border(chosen, wanted, _NUCLEUS)
-    if not found.all():
-        flat = ~found[:, 0]
-        border[flat], _ = _nucleus_border(chosen[flat], wanted[flat], chosen.shape[1])
-    weights[index] = chosen.masked_fill(chosen < border, 0.0)
-
-
-def _nucleus_border(weights: Tensor, wanted: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
-    """The weight at which the largest weights together reach ``wanted``, and whether so few candidates reach it.
-
-    Shapes:
-        weights: [num_rows, num_weights]
-        wanted: [num_rows, 1] float64
-        results: [num_rows, 1] float32, bool
-    """
-    largest = weights.topk(min(num_candidates, weights.shape[1]), dim=-1).values
-    sums = largest.cumsum(-1, dtype=torch.float64)
-    crossing = (sums < wanted).sum(-1, keepdim=True)
-    found = crossing < largest.shape[1]
-    return largest.gather(1, crossing.clamp(max=largest.shape[1] - 1)), found
+def nucleus_border(weights: NDArray[np.float32], top_p: float) -> np.float32:
+    """The smallest weight of the fewest largest ones that together reach ``top_p`` of the sum."""
+    total = weights.sum(dtype=np.float64)
+    # all that lies at or below this sums to at most 1 - top_p, so the border is above it
+    candidates = weights[weights > (1 - top_p) * total / len(weights)]
+    largest_first = np.sort(candidates)[::-1]
+    sums = largest_first.cumsum(dtype=np.float64)
+    found: np.float32 = largest_first[min(int(sums.searchsorted(top_p * total)), len(sums) - 1)]
+    return found

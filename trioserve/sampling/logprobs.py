@@ -1,35 +1,33 @@
-"""Log probabilities of chosen tokens and of the likeliest, from the logits as the model made them."""
+"""Log probabilities of a chosen token and of the likeliest, from the logits as the model made them."""
 
-from collections.abc import Sequence
 from typing import Final
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from trioserve.core.sampling import MAX_LOGPROBS
 from trioserve.core.step import TokenLogprobs
+from trioserve.sampling.filters import kth_largest
 
 LOWEST: Final = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 
-def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
-    """One record a row.
+def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int) -> TokenLogprobs:
+    """Of ``token_id`` and of the ``num_top`` likeliest, equals in the order of their ids.
 
     Shapes:
-        logits: [num_rows, vocab_size], before any edit
-        token_ids: [num_rows] int64, the chosen ones
-        num_top: [num_rows], 0 to MAX_LOGPROBS alternatives each
+        logits: [vocab_size], before any edit
     """
-    logprobs = torch.log_softmax(logits.float(), dim=-1).clamp_(min=LOWEST)
-    chosen = logprobs.gather(1, token_ids[:, None])[:, 0].tolist()
-    if not any(num_top):
-        return [TokenLogprobs(logprob, [], []) for logprob in chosen]
-    # always as many as may be asked for: which of two equals comes first must not depend on the batch
-    values, ids = logprobs.topk(min(MAX_LOGPROBS, logprobs.shape[1]), dim=-1)
-    return [
-        TokenLogprobs(logprob, row_ids[:count], row_values[:count])
-        for logprob, row_ids, row_values, count in zip(
-            chosen, ids.tolist(), values.tolist(), num_top, strict=True
-        )
-    ]
+    largest = logits.max()
+    norm = largest + np.log(np.exp(logits - largest).sum(dtype=np.float64))
+
+    def logprob(logit: np.float32) -> float:
+        return max(float(logit - norm), LOWEST)
+
+    top_ids: list[int] = []
+    if num_top:
+        num_top = min(num_top, len(logits))
+        candidates = np.flatnonzero(logits >= kth_largest(logits, num_top))
+        order = np.argsort(-logits[candidates], kind="stable")[:num_top]
+        top_ids = candidates[order].tolist()
+    return TokenLogprobs(logprob(logits[token_id]), top_ids, [logprob(logits[top]) for top in top_ids])

@@ -6,15 +6,13 @@ Nothing here depends on the batch: not on its size, not on a row's place in it, 
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _FIRST: Final = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND: Final = np.uint64(0x94D049BB133111EB)
 _RUN: Final = 256
-"""Ids whose weights are summed first; the draw looks for the run, then within it."""
+"""Weights that are summed first; the draw looks for the run, then within it."""
 
 
 def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -31,36 +29,26 @@ def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def draw(weights: Tensor, numbers: NDArray[np.float64]) -> Tensor:
-    """The id at which the running sum of a row's weights passes its number, the row's sum being 1.
+def draw(weights: NDArray[np.float32], number: float) -> int:
+    """The place at which the running sum of ``weights`` passes ``number``, their whole sum being 1.
 
     Shapes:
-        weights: [num_rows, padded_size] float32, at least 0, padded with 0 by ``padded_size``; need not sum to 1
-        numbers: [num_rows], in [0, 1)
-        result: [num_rows] int64; its weight is above 0
+        weights: [num_weights], at least 0, not all 0; need not sum to 1
     """
-    runs = weights.view(weights.shape[0], -1, _RUN)
-    run_sums = runs.sum(-1, dtype=torch.float64)
-    ends = run_sums.cumsum(-1)
-    targets = torch.from_numpy(numbers)[:, None] * ends[:, -1:]
-    run = _first_above(ends, targets, run_sums)
-    targets -= ends.gather(1, run) - run_sums.gather(1, run)
-    within = runs[torch.arange(len(runs)), run[:, 0]].double()
-    offset = _first_above(within.cumsum(-1), targets, within)
-    return (run * _RUN + offset)[:, 0]
-
-
-def padded_size(size: int) -> int:
-    """``size`` rounded up to whole runs."""
-    return -(-size // _RUN) * _RUN
-
-
-def _first_above(sums: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """First column whose running sum exceeds the target, or, where rounding leaves none, the last of any weight."""
-    first = (sums <= targets).sum(-1, keepdim=True)
-    columns = torch.arange(weights.shape[1])
-    last = torch.where(weights > 0, columns, 0).amax(-1, keepdim=True)
-    return torch.minimum(first, last)
+    num_whole = len(weights) // _RUN
+    sums = weights[: num_whole * _RUN].reshape(num_whole, _RUN).sum(1)
+    ends = np.append(sums, weights[num_whole * _RUN :].sum()).cumsum(dtype=np.float64)
+    target = number * ends[-1]
+    run = min(int(ends.searchsorted(target, side="right")), num_whole)
+    within = weights[run * _RUN : (run + 1) * _RUN].cumsum(dtype=np.float64)
+    if run:
+        target -= ends[run - 1]
+    place = run * _RUN + int(within.searchsorted(target, side="right"))
+    if place < len(weights) and weights[place] > 0:
+        return place
+    # the two sums round differently: the target fell behind the last weight of its run
+    before = np.flatnonzero(weights[:place])
+    return int(before[-1] if before.size else weights.argmax())
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -3,20 +3,18 @@
 from typing import Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import TokenLogprobs
-from trioserve.sampling.edits import LogitEdits, apply_edits
-from trioserve.sampling.filters import sampling_weights
+from trioserve.sampling.edits import LogitEdits
+from trioserve.sampling.filters import choose
 from trioserve.sampling.logprobs import token_logprobs
-from trioserve.sampling.random import draw, uniforms
+from trioserve.sampling.random import uniforms
 
 GREEDY_BELOW: Final = 1e-5
 """Temperatures below it overflow and mean the likeliest token."""
-_NO_LOGPROBS: Final = -1
 
 
 class Samples(NamedTuple):
@@ -29,41 +27,32 @@ class Samples(NamedTuple):
 
 
 class Sampler:
-    """Sampling parameters by slot, and the choice."""
+    """Sampling parameters by slot, and the choice; each row is chosen as if it were alone."""
 
     def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._temperature = np.zeros(max_num_seqs, np.float32)
-        self._top_k = np.zeros(max_num_seqs, np.int64)
-        self._top_p = np.ones(max_num_seqs, np.float64)
-        self._min_p = np.zeros(max_num_seqs, np.float32)
-        self._seed = np.zeros(max_num_seqs, np.uint64)
-        self._num_logprobs = np.full(max_num_seqs, _NO_LOGPROBS, np.int64)
-        self._is_random = np.zeros(max_num_seqs, np.bool_)
-        self._is_edited = np.zeros(max_num_seqs, np.bool_)
+        self._params: list[SamplingParams | None] = [None] * max_num_seqs
         self._edits: list[LogitEdits | None] = [None] * max_num_seqs
+        self._seeds = np.zeros(max_num_seqs, np.uint64)
+        self._is_plain = np.ones(max_num_seqs, np.bool_)
+        """[max_num_seqs], whether the likeliest token of the untouched logits is the choice"""
+        self._has_logprobs = np.zeros(max_num_seqs, np.bool_)
 
     def admit(
         self, slot: int, params: SamplingParams, token_ids: NDArray[np.int32], num_prompt_tokens: int
     ) -> None:
         """Take ``slot`` for a sequence that so far has ``token_ids``, of which the first are its prompt."""
-        self._temperature[slot] = params.temperature
-        self._top_k[slot] = params.top_k
-        self._top_p[slot] = params.top_p
-        self._min_p[slot] = params.min_p
-        self._seed[slot] = params.seed & (2**64 - 1)
-        self._num_logprobs[slot] = _NO_LOGPROBS if params.logprobs is None else params.logprobs
-        self._is_random[slot] = params.temperature >= GREEDY_BELOW and params.top_k != 1
-        self._is_edited[slot] = LogitEdits.needed(params)
-        self._edits[slot] = (
-            LogitEdits(params, token_ids, num_prompt_tokens, self._vocab_size)
-            if self._is_edited[slot]
-            else None
-        )
+        edits = None
+        if LogitEdits.needed(params):
+            edits = LogitEdits(params, token_ids, num_prompt_tokens, self._vocab_size)
+        self._params[slot], self._edits[slot] = params, edits
+        self._seeds[slot] = params.seed & (2**64 - 1)
+        self._is_plain[slot] = edits is None and params.temperature < GREEDY_BELOW
+        self._has_logprobs[slot] = params.logprobs is not None
 
     def release(self, slot: int) -> None:
         """Forget what ``slot`` held."""
-        self._edits[slot] = None
+        self._params[slot] = self._edits[slot] = None
 
     def sample(self, logits: Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> Samples:
         """Choose one token a row and count it.
@@ -72,54 +61,39 @@ class Sampler:
             logits: [num_rows, vocab_size], any float type; unchanged
             slots, positions: [num_rows]; the chosen token becomes number ``positions`` of its sequence, from 0
         """
-        edited, random = self._is_edited[slots], self._is_random[slots]
-        plain = ~(edited | random)
+        values: NDArray[np.float32] = logits.float().numpy()
+        plain = self._is_plain[slots]
         if plain.all():
-            token_ids = logits.argmax(-1).numpy()
+            token_ids = values.argmax(-1)
         else:
             token_ids = np.empty(len(slots), np.int64)
-            token_ids[plain] = logits[torch.from_numpy(plain)].argmax(-1).numpy()
-            token_ids[~plain] = self._choose(
-                logits[torch.from_numpy(~plain)], slots[~plain], positions[~plain]
-            )
-        self._count(slots[edited], token_ids[edited])
-        return Samples(token_ids, self._logprobs(logits, slots, token_ids))
+            numbers = uniforms(self._seeds[slots], positions)
+            for row in range(len(slots)):
+                token_ids[row] = (
+                    values[row].argmax()
+                    if plain[row]
+                    else self._choose(values[row], int(slots[row]), int(positions[row]), float(numbers[row]))
+                )
+        return Samples(token_ids, self._logprobs(values, slots, token_ids))
 
-    def _choose(
-        self, logits: Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """The choice for rows that are edited, random or both; ``logits`` may be overwritten."""
-        logits = logits.float()
-        apply_edits(logits.numpy(), [self._edits[slot] for slot in slots.tolist()], positions.tolist())
-        random = self._is_random[slots]
-        if not random.any():
-            return logits.argmax(-1).numpy()
-        token_ids = np.empty(len(slots), np.int64)
-        if not random.all():
-            token_ids[~random] = logits[torch.from_numpy(~random)].argmax(-1).numpy()
-            logits, slots, positions = logits[torch.from_numpy(random)], slots[random], positions[random]
-        weights = sampling_weights(
-            logits, self._temperature[slots], self._top_k[slots], self._top_p[slots], self._min_p[slots]
-        )
-        token_ids[random] = draw(weights, uniforms(self._seed[slots], positions)).numpy()
-        return token_ids
-
-    def _count(self, slots: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
-        for slot, token_id in zip(slots.tolist(), token_ids.tolist(), strict=True):
-            edits = self._edits[slot]
-            if edits is not None and edits.counts is not None:
-                edits.counts.add(token_id)
+    def _choose(self, logits: NDArray[np.float32], slot: int, position: int, number: float) -> int:
+        params, edits = self._params[slot], self._edits[slot]
+        assert params is not None, f"slot {slot} samples and is free"
+        if edits is not None:
+            logits = logits.copy()
+            edits.apply(logits, position)
+        greedy = params.temperature < GREEDY_BELOW
+        token_id = int(logits.argmax()) if greedy else choose(logits, params, number)
+        if edits is not None and edits.counts is not None:
+            edits.counts.add(token_id)
+        return token_id
 
     def _logprobs(
-        self, logits: Tensor, slots: NDArray[np.int64], token_ids: NDArray[np.int64]
+        self, values: NDArray[np.float32], slots: NDArray[np.int64], token_ids: NDArray[np.int64]
     ) -> list[TokenLogprobs | None]:
         records: list[TokenLogprobs | None] = [None] * len(slots)
-        wanted = self._num_logprobs[slots]
-        rows = np.flatnonzero(wanted != _NO_LOGPROBS)
-        if rows.size:
-            found = token_logprobs(
-                logits[torch.from_numpy(rows)], torch.from_numpy(token_ids[rows]), wanted[rows].tolist()
-            )
-            for row, record in zip(rows.tolist(), found, strict=True):
-                records[row] = record
+        for row in np.flatnonzero(self._has_logprobs[slots]).tolist():
+            params = self._params[slots[row]]
+            assert params is not None, f"slot {slots[row]} samples and is free"
+            records[row] = token_logprobs(values[row], int(token_ids[row]), params.logprobs or 0)
         return records

@@ -68,8 +68,12 @@ class HypercornApp:
         await self._app(scope, receive, send)
 
     def watch_signals(self) -> None:
-        """Take signals from now on, so that one that comes during the rest of the import is not lost."""
+        """Take signals from now on, so that one that comes before the loop runs is not lost."""
         self._notices.install()
+
+    def give_way(self) -> None:
+        """Another app is served, one that may have imported ours: its signals are not our affair."""
+        self._notices.uninstall()
 
     async def serve(self, given: Config, sockets: Sockets, shutdown_trigger: Any) -> int:
         """Serve as hypercorn's worker; ``shutdown_trigger`` is a partial that polls the master's event, or None."""
@@ -117,6 +121,7 @@ def _replace_asyncio(module: ModuleType, name: str, original: Callable[..., None
     def _run(main: Any, *, shutdown_trigger: Any = None, **options: Any) -> None:
         wrapped, config = main.args
         if getattr(wrapped, "app", None) is not app:
+            app.give_way()
             original(main, shutdown_trigger=shutdown_trigger, **options)
         else:
             raise SystemExit(trio.run(app.serve, config, main.keywords["sockets"], shutdown_trigger))
@@ -129,6 +134,7 @@ def _replace_trio(module: ModuleType, name: str, original: Callable[..., Any], a
         wrapped: Any, config: Config, *, sockets: Any = None, shutdown_trigger: Any = None, **options: Any
     ) -> None:
         if getattr(wrapped, "app", None) is not app:
+            app.give_way()
             await original(wrapped, config, sockets=sockets, shutdown_trigger=shutdown_trigger, **options)
         else:
             raise SystemExit(await app.serve(config, sockets, shutdown_trigger))

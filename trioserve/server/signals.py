@@ -11,7 +11,7 @@ import sys
 from multiprocessing import parent_process
 from multiprocessing.synchronize import Event as MasterEvent
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -37,6 +37,7 @@ class Notices:
         self._num_from_master = 0
         self._changed = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
+        self._replaced: dict[signal.Signals, Any] = {}
         self.signum = signal.SIGTERM
         """The latest signal; a forced exit ends with 128 + it."""
 
@@ -45,13 +46,18 @@ class Notices:
         return max(self._num_signals, self._num_from_master)
 
     def install(self) -> None:
-        """Take SIGTERM, SIGINT and SIGQUIT over for the rest of this process' life; main thread only.
+        """Take SIGTERM, SIGINT and SIGQUIT over, usually for the rest of this process' life; main thread only.
 
         Signals that arrive before the Trio loop runs are kept for it.
         """
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGQUIT, lambda *_: write_stacks())
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._replaced[signum] = signal.signal(signum, self._on_signal)
+        self._replaced[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, lambda *_: write_stacks())
+
+    def uninstall(self) -> None:
+        """Give the signals back to whoever had them: something else than our loop will run."""
+        while self._replaced:
+            signal.signal(*self._replaced.popitem())
 
     def listen_to(self, master: MasterEvent | None) -> None:
         """Take hypercorn's shutdown event as a second source of notices."""
