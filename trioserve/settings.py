@@ -80,7 +80,7 @@ class EngineSettings(SettingsGroup):
     """Sequences that run at a time."""
     max_num_batched_tokens: Count = Field(default=512, le=1 << 20)
     """Tokens that one step computes at most; longer prompts are cut into chunks."""
-    block_size: int = Field(default=16, ge=8, le=256, multiple_of=8)
+    block_size: int = Field(default=16, ge=16, le=256, multiple_of=16)
     """Tokens a KV block holds."""
     kv_cache_bytes: int = Field(default=0, ge=0)
     """Memory for the KV cache; 0: what fits this machine."""

@@ -210,18 +210,10 @@ class Process:
         self._popen.stderr.close()
 
 
-def hypercorn(*options: str, **environ: str) -> Process:
-    """``hypercorn tests.server.apps:app`` with options, on a free port."""
+def hypercorn(*options: str, app: str = "tests.server.apps:app", **environ: str) -> Process:
+    """``hypercorn`` with ``app`` and options, on a free port."""
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "hypercorn",
-        "tests.server.apps:app",
-        "-b",
-        f"127.0.0.1:{port}",
-        *options,
-    ]
+    command = [sys.executable, "-m", "hypercorn", app, "-b", f"127.0.0.1:{port}", *options]
     return Process(command, port, **environ)
 
 

@@ -55,6 +55,14 @@ def test_a_second_signal_to_hypercorns_master_aborts() -> None:
         assert "exit code 75" in server.errors()
 
 
+def test_another_app_that_imports_ours_is_served_as_hypercorn_does() -> None:
+    with hypercorn("-w", "0", app="tests.server.other_app:app") as server:
+        server.wait_serving("/")
+        assert fetch(server.port, "/") == (200, b"other")
+        server.send_signal()
+        server.wait()
+
+
 def test_a_killed_master_leaves_no_server_behind() -> None:
     with hypercorn() as server:
         server.wait_serving()

@@ -44,7 +44,7 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"port": "x"}, r"port = 'x': input should be a valid integer"),
         ({"dtype": "int3"}, r"dtype = 'int3': input should be 'auto', 'bfloat16'"),
         ({"max_num_seqs": 0}, r"max_num_seqs = 0: input should be greater than or equal to 1"),
-        ({"block_size": 12}, r"block_size = 12: input should be a multiple of 8"),
+        ({"block_size": 24}, r"block_size = 24: input should be a multiple of 16"),
         ({"max_num_batched_tokens": 8}, r"max_num_batched_tokens = 8 must be at least max_num_seqs = 128"),
     ],
 )

@@ -16,6 +16,7 @@ it however long it takes. To the process group they count once (``signals``).
 import inspect
 import sys
 from collections.abc import Callable
+from functools import wraps
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any, Final, NoReturn
@@ -118,6 +119,7 @@ def install_hypercorn_hook(
 def _replace_asyncio(module: ModuleType, name: str, original: Callable[..., None], app: HypercornApp) -> None:
     """``main`` is a partial of hypercorn's worker_serve with the app, the configuration and the sockets."""
 
+    @wraps(original)
     def _run(main: Any, *, shutdown_trigger: Any = None, **options: Any) -> None:
         wrapped, config = main.args
         if getattr(wrapped, "app", None) is not app:
@@ -130,6 +132,7 @@ def _replace_asyncio(module: ModuleType, name: str, original: Callable[..., None
 
 
 def _replace_trio(module: ModuleType, name: str, original: Callable[..., Any], app: HypercornApp) -> None:
+    @wraps(original)
     async def worker_serve(
         wrapped: Any, config: Config, *, sockets: Any = None, shutdown_trigger: Any = None, **options: Any
     ) -> None:
