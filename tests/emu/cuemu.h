@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "memory.h"
 
@@ -160,11 +161,13 @@ inline u16 fp16_bits_of(float x) {
 inline float float_of_fp16_bits(u16 bits) {
     const u32 sign = static_cast<u32>(bits & 0x8000) << 16, size = bits & 0x7fff;
     if (size >= 0x7c00) return float_of_bits(sign | 0x7f800000 | (size & 0x3ff) << 13);
-    const float unsigned_ = size < 0x400 ? static_cast<float>(size) * 0x1p-24f : float_of_bits((size << 13) + (112u << 23));
-    return sign ? -unsigned_ : unsigned_;
+    const float magnitude =
+        size < 0x400 ? static_cast<float>(size) * 0x1p-24f : float_of_bits((size << 13) + (112u << 23));
+    return sign ? -magnitude : magnitude;
 }
 
-// ---- the entry: cuemu_launch_<n>(launch, values, bytes), as cuLaunchKernel takes pointers to the argument values
+// ---- the entry of kernel number n: cuemu_launch_<n>(launch, values, bytes). values are pointers to the argument
+// values, as cuLaunchKernel takes them; bytes[i] is the size of the tensor that value i points to.
 
 struct bf16;
 struct fp16;
@@ -202,37 +205,45 @@ std::string name_of() {
     return !std::is_pointer_v<T> ? name : (std::is_const_v<Pointee> ? "in " : "out ") + name;
 }
 
-template <typename... Args>
-struct Signature {
-    template <void (*kernel)(Args...), size_t... i>
-    static void call(void** values, std::index_sequence<i...>) {
-        kernel(*static_cast<Args*>(values[i])...);
-    }
+template <auto kernel, typename Function = decltype(kernel)>
+struct Entry;
 
-    static std::string text() {
+template <auto kernel, typename... Args>
+struct Entry<kernel, void (*)(Args...)> {
+    static constexpr auto kAll = std::index_sequence_for<Args...>();
+
+    static std::string signature() {
         std::string all;
         ((all += (all.empty() ? "" : ", ") + name_of<Args>()), ...);
         return all;
     }
 
+    static void call(void** values) { call(values, kAll); }
+
     static void note_extents(void** values, const uint64_t* bytes) {
         extents.clear();
-        size_t i = 0;
-        (note_extent<Args>(values[i], bytes[i], ++i), ...);
+        note_extents(values, bytes, kAll);
     }
 
 private:
+    template <size_t... i>
+    static void call(void** values, std::index_sequence<i...>) {
+        kernel(*static_cast<Args*>(values[i])...);
+    }
+
+    template <size_t... i>
+    static void note_extents(void** values, const uint64_t* bytes, std::index_sequence<i...>) {
+        (note_extent<Args>(values[i], bytes[i]), ...);
+    }
+
     template <typename T>
-    static void note_extent(void* value, uint64_t size, size_t) {
+    static void note_extent(void* value, uint64_t size) {
         if constexpr (std::is_pointer_v<T>) {
             const auto begin = *static_cast<uintptr_t*>(value);
             extents.push_back({begin, begin + size, !std::is_const_v<std::remove_pointer_t<T>>});
         }
     }
 };
-
-template <typename... Args>
-Signature<Args...> signature_of(void (*)(Args...));
 
 inline const char* refuse(const char* sentence) {
     machine.error = sentence;
@@ -264,11 +275,16 @@ inline const char* run(const Launch& launch, void (*body)(void**), void** values
     return nullptr;
 }
 
-template <auto kernel>
-const char* enter(const Launch& launch, void** values, const uint64_t* bytes) {
-    using Kernel = decltype(signature_of(kernel));
-    Kernel::note_extents(values, bytes);
-    return run(launch, call<kernel>, values);
-}
-
 }  // namespace cuemu
+
+#define CUEMU_C extern "C" __attribute__((visibility("default")))
+#define CUEMU_EXPORT(number, ...)                                                       \
+    CUEMU_C const char* cuemu_signature_##number() {                                    \
+        static const std::string text = cuemu::Entry<__VA_ARGS__>::signature();         \
+        return text.c_str();                                                            \
+    }                                                                                   \
+    CUEMU_C const char* cuemu_launch_##number(const cuemu::Launch* launch, void** values, \
+                                              const uint64_t* bytes) {                  \
+        cuemu::Entry<__VA_ARGS__>::note_extents(values, bytes);                         \
+        return cuemu::run(*launch, cuemu::Entry<__VA_ARGS__>::call, values);            \
+    }

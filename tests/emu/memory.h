@@ -43,7 +43,7 @@ struct Shared {
         Past written, read;
     };
     alignas(1024) char data[kSharedBytes];
-    Byte bytes[kSharedBytes];
+    std::vector<Byte> bytes = std::vector<Byte>(kSharedBytes);
     size_t used = 0;
 
     bool holds(const void* p) const { return p >= data && p < data + kSharedBytes; }

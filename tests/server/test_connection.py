@@ -128,6 +128,14 @@ async def test_a_client_that_stops_reading_is_dropped_after_send_timeout() -> No
         assert 0.8 < after_s < 2.5
 
 
+async def test_a_client_that_neither_reads_nor_is_read_from_is_dropped() -> None:
+    async with serving(send_timeout_s=0.5) as server, await server.connect() as client:
+        await client.send(request("POST", "/flood", "Content-Length: 9000000"))
+        with trio.move_on_after(0.2):
+            await client.send(b"x" * 9_000_000)
+        assert (await server.app.wait_ended("/flood", within_s=2))[0] == "cancelled"
+
+
 async def test_a_reader_that_is_only_slow_is_not_dropped() -> None:
     async with serving(send_timeout_s=0.5) as server, await server.connect() as client:
         await client.get("/flood")

@@ -65,6 +65,7 @@ class ServerConfig(Config):
         mine.pop("_log", None)
         mine.setdefault("backlog", settings.backlog)
         mine.setdefault("keep_alive_timeout", settings.keep_alive_timeout_s)
+        mine.setdefault("graceful_timeout", settings.drain_timeout_s)
         mine.setdefault("errorlog", logger)
         mine.setdefault("h11_max_incomplete_size", cls.max_header_bytes)
         mine["send_timeout_s"] = settings.send_timeout_s

@@ -121,6 +121,7 @@ class Connection:
         self._lost = True
         self._unsent.clear()
         self._transport.socket.close()
+        self._reading.cancel()  # the reader may be waiting for the app and not for the socket
 
     async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -223,6 +224,7 @@ class Connection:
 
     async def _write(self, data: bytes) -> None:
         if self._lost:
+            await trio.lowlevel.checkpoint()  # where the cancellation that is on its way arrives
             return
         if self._tls is not None:
             self._unsent += data

@@ -164,7 +164,7 @@ class _Server:
         self._stop_accepting(connections)
         await self._last_call()
         self._begin_closing()
-        with trio.move_on_after(self._settings.drain_timeout_s):
+        with trio.move_on_after(self._config.graceful_timeout):
             if self._commons.connections:
                 await self._commons.census.wait_quiet(QUIET_S)
 
