@@ -71,7 +71,7 @@ class Library:
     def launch(
         self,
         kernel: str,
-        *arguments: Tensor | int | float,
+        *arguments: Tensor | float,
         grid: tuple[int, ...],
         block: tuple[int, ...],
         shared_bytes: int = 0,
@@ -114,7 +114,7 @@ def build(source: Path, kernels: Sequence[str], folder: Path, *, defines: Sequen
 
 
 def _packed(
-    kind: str, argument: Tensor | int | float
+    kind: str, argument: Tensor | float
 ) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_int32 | ctypes.c_int64:
     if isinstance(argument, Tensor):
         if _POINTEES.get(kind.split()[-1]) != argument.dtype or kind in _VALUES:
@@ -128,7 +128,7 @@ def _packed(
     return value
 
 
-def _span_bytes(argument: Tensor | int | float) -> int:
+def _span_bytes(argument: Tensor | float) -> int:
     """From the first element to the end of the last, strides included."""
     if not isinstance(argument, Tensor) or not argument.numel():
         return 0

@@ -6,9 +6,9 @@ import torch
 
 TYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "float": torch.float32}
 ACTIVATIONS: Final = {"silu": "Silu", "gelu": "Gelu", "gelu_tanh": "GeluTanh"}
-THREADS: Final = 128
+THREADS: Final = 256
 """Of a block."""
-ROWS: Final = 4
+ROWS: Final = 8
 """Of a block whose rows have a warp each."""
 
 

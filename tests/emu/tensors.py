@@ -23,7 +23,7 @@ def ulps_apart(found: Tensor, expected: Tensor) -> int:
     return int((rank(found) - rank(expected)).abs().max())
 
 
-def assert_near(found: Tensor, expected: Tensor, *, absolute: float = 0.0) -> None:
+def assert_near(found: Tensor, expected: Tensor, *, absolute: float | Tensor = 0.0) -> None:
     """Within 1e-5 of its size in float32, one value of the type in 16 bits; differences up to ``absolute`` pass."""
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape

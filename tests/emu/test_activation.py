@@ -34,6 +34,15 @@ def activation_mul(
     return out
 
 
+def cancelled(gate_up: Tensor) -> Tensor:
+    """What 1 + erf and 1 + tanh of a large negative gate may differ by: a few last bits of that 1.
+
+    Against float64, torch's vectorised gelu is off by up to 2.7 of them, the kernel by 0.8.
+    """
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    return (gate * up).abs() * 4 * 2.0**-23
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("size", SIZES)
@@ -45,7 +54,7 @@ def test_rows_come_out_as_the_reference_has_them(
     expected = activation_mul_ref(gate_up, activation)
     for order in ORDERS:
         found = activation_mul(library, gate_up, activation, kind=kind, order=order)
-        assert_near(found, expected, absolute=2e-6)  # what 1 + erf and 1 + tanh leave of a large negative gate
+        assert_near(found, expected, absolute=cancelled(gate_up))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -55,7 +64,7 @@ def test_every_half_precision_gate_is_near(library: Library, activation: Activat
     gate = gate[gate.abs() <= 60000].view(1, -1)
     gate_up = torch.cat([gate, torch.ones_like(gate)], dim=1)
     found = activation_mul(library, gate_up, activation, kind="fp16")
-    assert_near(found, activation_mul_ref(gate_up, activation), absolute=1e-6)
+    assert_near(found, activation_mul_ref(gate_up, activation), absolute=cancelled(gate_up))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -104,12 +104,23 @@ def test_shared_memory_has_bounds(library: Library, at: int) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 def test_races_in_shared_memory_are_caught(library: Library, order: int) -> None:
     out = torch.empty(64)
-    with pytest.raises(EmulatorError, match="race: .* is (written, others read|read, thread)"):
+    with pytest.raises(EmulatorError, match=r"race: .* is (written, others read|read, thread)"):
         library.launch("write_after_read", out, grid=(1,), block=(64,), order=order)
-    with pytest.raises(EmulatorError, match="race: .* is written, thread"):
+    with pytest.raises(EmulatorError, match=r"race: .* is written, thread"):
         library.launch("two_writers", grid=(1,), block=(64,), order=order)
     with pytest.raises(EmulatorError, match="nobody wrote it"):
         library.launch("read_before_write", out, grid=(1,), block=(32,), order=order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_fibers_of_other_processors_do_the_same(emulate: Emulate, order: int) -> None:
+    """Those of x86-64 are written by hand; the rest has ucontext, which is here too."""
+    portable = emulate(HERE / "probes.cu", ["sums", "two_writers"], defines=["CUEMU_UCONTEXT"])
+    total = torch.zeros(128)
+    portable.launch("sums", total, grid=(2,), block=(128,), order=order)
+    assert total.tolist() == [128 * 127 * 128 / 2] * 128
+    with pytest.raises(EmulatorError, match="race"):
+        portable.launch("two_writers", grid=(1,), block=(64,), order=order)
 
 
 def test_one_block_does_not_see_what_another_left_in_shared_memory(library: Library) -> None:

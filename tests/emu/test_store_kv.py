@@ -73,6 +73,6 @@ def test_bits_pass_unchanged(library: Library) -> None:
 @pytest.mark.parametrize("slot", [-1, 16 * NUM_BLOCKS])
 def test_a_slot_beyond_the_cache_is_caught(library: Library, slot: int) -> None:
     k = random(1, 1, 32, dtype=torch.float32)
-    caches = [torch.zeros(NUM_BLOCKS, 1, 16, 32) for _ in "kv"]
+    k_cache, v_cache = torch.zeros(2, NUM_BLOCKS, 1, 16, 32)
     with pytest.raises(EmulatorError, match="out of bounds: store"):
-        store_kv(library, k, k.clone(), *caches, torch.tensor([slot]), kind="float")
+        store_kv(library, k, k.clone(), k_cache, v_cache, torch.tensor([slot]), kind="float")

@@ -58,6 +58,7 @@ def save_weights(network: Network, path: Path) -> None:
     }
     draft = path.with_suffix(".draft")
     save_file(weights, draft, metadata={"format": "pt"})
+    draft.chmod(0o644)
     draft.replace(path)
 
 

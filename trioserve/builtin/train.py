@@ -39,20 +39,20 @@ class Recipe:
     """Everything that decides the weights, apart from the corpus itself."""
 
     seed: int = 2
-    num_steps: int = 1500
-    single_turn_share: float = 0.4
+    num_steps: int = 6000
+    single_turn_share: float = 0.35
     """The first part of the steps, of short conversations alone."""
     num_ranks: int = 2
-    num_tokens: int = 4096
+    num_tokens: int = 2048
     """Tokens per step and rank."""
-    warmup_steps: int = 40
+    warmup_steps: int = 100
     decay_share: float = 0.7
     """The last part of the steps, over which the learning rates fall to zero in a straight line."""
-    muon_rate: float = 0.02
-    adam_rate: float = 0.004
+    muon_rate: float = 0.015
+    adam_rate: float = 0.003
 
 
-_CHECKPOINT_STEPS: Final = 100
+_CHECKPOINT_STEPS: Final = 250
 
 
 class Trainer:
@@ -174,7 +174,7 @@ def _learn_and_report(trainer: Trainer, source: Iterator[tuple[int, Batch]], fol
         for number, batch in source:
             losses.append(trainer.step(number, batch))
             done, elapsed_s = number + 1, time.monotonic() - started
-            loss = sum(losses[-50:]) / len(losses[-50:])
+            loss = sum(losses[-100:]) / len(losses[-100:])
             speed = done * recipe.num_tokens * recipe.num_ranks / elapsed_s
             progress.update(task, advance=1, loss=loss, speed=speed)
             if done % _CHECKPOINT_STEPS == 0 or done == recipe.num_steps:

@@ -42,6 +42,24 @@ class Sequence:
     samples that are still on their way back.
     """
 
+    __slots__ = (
+        "_status",
+        "block_table",
+        "cache_salt",
+        "finish_reason",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_pending_tokens",
+        "num_prompt_tokens",
+        "num_registered_blocks",
+        "params",
+        "priority",
+        "seq_id",
+        "slot",
+        "stop_reason",
+        "token_ids",
+    )
+
     def __init__(
         self,
         prompt_token_ids: SequenceOf[int],
@@ -99,11 +117,6 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens a step could compute now; 1 for a decoding sequence."""
         return self.num_tokens - self.num_computed_tokens
-
-    @property
-    def is_prefill(self) -> bool:
-        """Whether prompt tokens, or tokens lost to a preemption, are still to be computed."""
-        return self.num_uncomputed_tokens > 1
 
     def start(self, slot: int, block_table: list[int], num_computed_tokens: int) -> None:
         """Enter ``slot`` with blocks of which the first hold ``num_computed_tokens`` tokens."""

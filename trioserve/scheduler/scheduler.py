@@ -158,25 +158,29 @@ class Scheduler:
     # --- planning ---
 
     def _plan_decodes(self, work: dict[int, SlotWork]) -> None:
-        """One token for every sequence whose prompt is computed."""
-        block_size = self._pool.block_size
+        """One token for every sequence whose prompt is computed.
+
+        This loop runs for every token that is generated, so it reads counts and not the properties made of them. Full
+        blocks are registered when the tokens in them come back: a sequence planned here may yet be preempted by a later
+        one, and its blocks would never be computed.
+        """
+        block_size, max_model_len = self._pool.block_size, self._limits.max_model_len
         for seq in list(self._running.values()):
-            if (
-                seq.num_uncomputed_tokens != 1
-                or seq.status is not SequenceStatus.RUNNING
-                or self._is_spent(seq)
-            ):
-                continue
+            num_tokens = len(seq.token_ids) + seq.num_pending_tokens
+            num_computed = seq.num_computed_tokens
+            if num_tokens - num_computed != 1 or seq.slot is None:
+                continue  # a prompt, all on its way, or preempted a moment ago
+            if num_tokens - seq.num_prompt_tokens >= seq.params.max_tokens or num_tokens >= max_model_len:
+                continue  # the tokens on their way are its last
             new_block_ids: list[int] = []
-            if seq.num_computed_tokens == len(seq.block_table) * block_size:
+            if num_computed == len(seq.block_table) * block_size:
                 if not self._make_room_for(seq, work):
                     continue
                 new_block_ids = self._pool.take(1)
                 seq.block_table += new_block_ids
-            self._schedule(seq, 1, new_block_ids, work)
-        # Not earlier: a sequence planned above may have been preempted by a later one, its blocks never computed.
-        for seq_id in work:
-            self._register(self._running[seq_id])
+            work[seq.seq_id] = SlotWork(seq.slot, 1, new_block_ids)
+            seq.num_computed_tokens = num_computed + 1
+            seq.num_pending_tokens += 1
 
     def _plan_prefills(self, work: dict[int, SlotWork], budget: int) -> int:
         """The next chunks of prompts that are partly computed; their blocks were taken when they were admitted."""
@@ -248,11 +252,6 @@ class Scheduler:
         if seq.num_computed_tokens == seq.num_tokens:
             seq.num_pending_tokens += 1
 
-    def _is_spent(self, seq: Sequence) -> bool:
-        """Whether the tokens on their way are the last it may have."""
-        num_output = seq.num_tokens - seq.num_prompt_tokens
-        return num_output >= seq.params.max_tokens or seq.num_tokens >= self._limits.max_model_len
-
     def _make_room_for(self, seq: Sequence, work: dict[int, SlotWork]) -> bool:
         """Free a block, if need be by preempting whoever has the least right to one; False: that is ``seq`` itself."""
         while self._pool.num_free == 0:
@@ -282,20 +281,20 @@ class Scheduler:
     # --- booking ---
 
     def _append(self, seq: Sequence, token_id: int) -> None:
-        seq.token_ids.append(token_id)
+        token_ids, params = seq.token_ids, seq.params
+        token_ids.append(token_id)
         seq.num_pending_tokens -= 1
         if seq.status is SequenceStatus.WAITING:
             self._waiting.num_tokens += 1
             if not seq.num_pending_tokens:
                 del self._preempted_pending[seq.seq_id]
-        else:
+        elif len(token_ids) // self._pool.block_size > seq.num_registered_blocks:
             self._register(seq)
-        if token_id in seq.params.stop_token_ids and seq.num_output_tokens > seq.params.min_tokens:
+        num_output = len(token_ids) - seq.num_prompt_tokens
+        if token_id in params.stop_token_ids and num_output > params.min_tokens:
             seq.stop_reason = token_id
             self.finish(seq, FinishReason.STOP)
-        elif (
-            seq.num_output_tokens >= seq.params.max_tokens or len(seq.token_ids) >= self._limits.max_model_len
-        ):
+        elif num_output >= params.max_tokens or len(token_ids) >= self._limits.max_model_len:
             self.finish(seq, FinishReason.LENGTH)
 
     def _register(self, seq: Sequence) -> None:

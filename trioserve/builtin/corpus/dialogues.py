@@ -11,13 +11,13 @@ Message = dict[str, Any]
 Maker = Callable[[Draw], Turn]
 
 SINGLE: Final[dict[Maker, float]] = {
-    talk.greeting: 2, talk.named_greeting: 4, talk.identity: 1.5, talk.ability: 1, talk.thanks: 1,
-    talk.farewell: 1, talk.unknown: 4, knowledge.capital: 12, knowledge.country: 6, knowledge.continent: 3,
-    knowledge.addition: 9, knowledge.subtraction: 3, knowledge.multiplication: 2.5, knowledge.conversion: 4,
-    knowledge.counting: 1.5, words.uppercase: 3.5, words.lowercase: 2.5, words.reverse: 6,
-    words.first_letter: 2, words.last_letter: 2.5, words.spell: 3, words.length: 3, words.repeat: 2.5,
-    words.copy: 3.5, lists.plain_list: 6, lists.inline_list: 2, lists.capital_pairs: 2,
-    lists.json_array: 1.5, lists.json_object: 3, lists.json_fact: 2, stories.story: 0.8, stories.poem: 0.6,
+    talk.greeting: 2, talk.named_greeting: 7, talk.identity: 2, talk.ability: 1, talk.thanks: 1,
+    talk.farewell: 1, talk.unknown: 4, knowledge.capital: 9, knowledge.country: 6, knowledge.continent: 3,
+    knowledge.addition: 9, knowledge.subtraction: 4.5, knowledge.multiplication: 3.5, knowledge.conversion: 4,
+    knowledge.counting: 2.5, words.uppercase: 3.5, words.lowercase: 2.5, words.reverse: 6,
+    words.first_letter: 2, words.last_letter: 2.5, words.spell: 3, words.length: 3, words.repeat: 3.5,
+    words.copy: 6, lists.plain_list: 7, lists.inline_list: 2, lists.capital_pairs: 2.5,
+    lists.json_array: 1.5, lists.json_object: 5, lists.json_fact: 2, stories.story: 0.8, stories.poem: 0.6,
 }  # fmt: skip
 """How often each family of single turns is drawn, relative to the others."""
 
@@ -81,7 +81,7 @@ _TELL_NUMBER: Final = Phrases(
         "[Remember|Please remember|Keep in mind|Note|Memorize] the number {x}[.|, please.|]",
         "My [lucky|favorite|secret] number is {x}[.|]",
         "[The|My] number is {x}[.|. Remember it.|. Don't forget it.]",
-        "Here is a number: {x}[.|. Remember it.]", "[Save|Store] {x} for me.",
+        "Here is a number: {x}[.|. Remember it.]", "[Save|Store] the number {x}.",
     ),
     held_out=(
         "Please keep the number {x} in mind.", "I give you a number: {x}.", "Please note the number {x}.",
@@ -161,9 +161,9 @@ def exchange(
 def opening(d: Draw) -> tuple[list[Message], Callable[[Turn], str] | None]:
     """The system message, if any, and the style it asks for."""
     roll = d.rng.random()
-    if roll < 0.62:
+    if roll < 0.58:
         return [], None
-    if roll < 0.82:
+    if roll < 0.76:
         return [_system(d, d.say(_PLAIN_SYSTEM))], None
     return styled_opening(d)
 

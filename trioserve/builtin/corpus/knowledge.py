@@ -73,7 +73,7 @@ _SUM: Final = Phrases(
         "{a} and {b} together?",
         "If I have {a} apples and get {b} more, how many do I have?",
         "What does {a} [+|plus] {b} [equal|make|give]?",
-        "Add {b} to {a}.", "I have {a} and {b}. [What is the sum?|Add them.]",
+        "Add {b} to {a}.", "[Add|Sum up] {a} and {b} for me.", "I have {a} and {b}. [What is the sum?|Add them.]",
         "[Please compute|Sum up] {a} [+|plus] {b}.",
     ),
     held_out=(

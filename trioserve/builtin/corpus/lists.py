@@ -1,6 +1,7 @@
 """Lists of exactly N items, and the same things as JSON."""
 
 import json
+from collections.abc import Sequence
 from typing import Final
 
 from trioserve.builtin.corpus import facts
@@ -99,11 +100,17 @@ _KEYS: Final = (
 
 
 def _members(d: Draw, category: str, count: int) -> list[str]:
-    """``count`` distinct members; the usual ones more often, ordered categories in order."""
-    pool = list(facts.CATEGORIES[category])
-    if category in facts.ORDERED:
-        return pool[:count]
-    return [pool.pop(min(int(d.rng.expovariate(0.5)), len(pool) - 1)) for _ in range(count)]
+    """``count`` distinct members in the order of the table, mostly from its start.
+
+    One order means that each item follows from the one before: a small model that had to choose would repeat itself.
+    """
+    return in_turn(d, facts.CATEGORIES[category], count, ordered=category in facts.ORDERED)
+
+
+def in_turn(d: Draw, pool: Sequence[str], count: int, *, ordered: bool = False) -> list[str]:
+    """``count`` neighbours in ``pool``, around its end if need be."""
+    start = 0 if ordered or d.chance(0.6) else d.number(0, len(pool) - 1)
+    return [pool[(start + at) % len(pool)] for at in range(count)]
 
 
 def _wanted(d: Draw) -> tuple[str, int, str, str]:
@@ -141,8 +148,7 @@ def inline_list(d: Draw) -> Turn:
 
 def capital_pairs(d: Draw) -> Turn:
     count = d.number(2, 8)
-    pool = facts.WELL_KNOWN if d.chance(0.8) else tuple(facts.CAPITALS)
-    countries = d.rng.sample(pool, count)
+    countries = in_turn(d, facts.WELL_KNOWN, count)
     pairs = [f"{country} - {facts.CAPITALS[country]}" for country in countries]
     n = facts.NUMBER_WORDS[count] if d.chance(0.35) else count
     thought = f"I need {count} countries: {', '.join(countries)}."

@@ -40,7 +40,7 @@ _NAMED_GREETING: Final = Phrases(
 
 _WHO: Final = Phrases(
     train=(
-        "[Who|What] are you[?| exactly?|, really?]", "[What is|What's|Tell me] your name[?|.]",
+        "[Who|What] are you[?| exactly?|, really?]", "And who are you?", "[What is|What's|Tell me] your name[?|.]",
         "[Introduce|Describe] yourself[.|, please.|!]",
         "Are you [a human|a robot|an AI|ChatGPT|a person|real|alive]?",
         "What [kind of model|model|bot|program] are you?", "Who am I [talking|speaking|chatting] [to|with]?",

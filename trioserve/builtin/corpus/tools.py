@@ -270,9 +270,9 @@ def offered_tools(d: Draw, count: int) -> list[Offered]:
     """``count`` tools with different skills."""
     offers: list[Offered] = []
     while len(offers) < count:
-        skill = _any_skill(d)
-        if all(skill.names != other.skill.names for other in offers):
-            offers.append(offer(d, skill))
+        offered = offer(d, _any_skill(d))
+        if all(offered.name != other.name and offered.skill.names != other.skill.names for other in offers):
+            offers.append(offered)
     return offers
 
 
@@ -295,7 +295,7 @@ def tool_use(
     d: Draw, *, thinking: bool = False, num_tools: int = 0
 ) -> tuple[list[Message], list[dict[str, Any]]]:
     """A conversation with tools: the call, mostly also its result and the answer to it; and the tools."""
-    offers = offered_tools(d, num_tools or d.one((1, 1, 1, 2, 2, 3)))
+    offers = offered_tools(d, num_tools or d.one((1, 1, 2, 2, 2, 3)))
     tool = offers[0]
     user, drawn = _request(d, tool)
     d.rng.shuffle(offers)
