@@ -96,7 +96,9 @@ async def test_plans_lie_ahead_of_results_and_tokens_feed_the_next_step(worker_c
 
 
 async def test_a_killed_rank_is_noticed_within_a_second(worker_config: WorkerConfig) -> None:
-    with pytest.RaisesGroup(pytest.RaisesExc(WorkerDied, match="rank 0 was killed by SIGKILL"), flatten_subgroups=True):
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(WorkerDied, match="rank 0 was killed by SIGKILL"), flatten_subgroups=True
+    ):
         async with started(worker_config) as executor:
             os.kill(executor._ranks[0].pid, signal.SIGKILL)
             with trio.fail_after(1.0):
@@ -131,7 +133,9 @@ async def test_a_plan_that_makes_no_sense_ends_the_rank_with_its_reason(worker_c
 async def test_a_folder_that_cannot_be_served_is_the_operators_error(
     worker_config: WorkerConfig, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["NoSuchModel"]}), encoding="utf-8")
+    (tmp_path / "config.json").write_text(
+        json.dumps({**CONFIG, "architectures": ["NoSuchModel"]}), encoding="utf-8"
+    )
     with pytest.raises(ModelError, match="NoSuchModel"):
         async with started(msgspec.structs.replace(worker_config, model_path=str(tmp_path))):
             pass
