@@ -18,7 +18,7 @@ from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle, ServerState
 from trioserve.engine.mailbox import Mailbox
 from trioserve.engine.supervisor import supervise
-from trioserve.errors import NotReady, PromptTooLong, QueueFull, WorkerDied
+from trioserve.errors import ModelError, NotReady, PromptTooLong, QueueFull, WorkerDied
 from trioserve.settings import Settings
 
 VOCABULARY = Vocabulary(
@@ -216,6 +216,48 @@ async def test_works_that_fail_again_and_again_are_given_up(autojump_clock: Mock
                 assert (await read_all(mailbox))[0].finish_reason is FinishReason.ERROR
         await engine.lifecycle.wait_failed()
         assert (engine.lifecycle.exit_code, engine.lifecycle.is_live) == (70, False)
+
+
+async def test_a_model_that_cannot_be_served_ends_the_server_with_78(autojump_clock: MockClock) -> None:
+    engine = make_engine()
+
+    @asynccontextmanager
+    async def start() -> AsyncIterator[FakeExecutor]:
+        raise ModelError("the folder holds no weights")
+        yield
+
+    await supervise(engine, start, engine.lifecycle, max_restarts=5)
+    assert (engine.lifecycle.exit_code, engine.lifecycle.failure) == (78, "the folder holds no weights")
+
+
+async def test_a_model_that_was_served_before_is_tried_again(autojump_clock: MockClock) -> None:
+    engine = make_engine()
+    dying, working = make_executor(), make_executor()
+    starts = 0
+
+    @asynccontextmanager
+    async def start() -> AsyncIterator[FakeExecutor]:
+        nonlocal starts
+        starts += 1
+        if starts == 2:
+            raise ModelError("the KV cache cannot be allocated")
+        yield dying if starts == 1 else working
+
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            await supervise(engine, start, engine.lifecycle, max_restarts=5)
+
+        dying.failure = WorkerDied("rank 0 was killed by SIGKILL")
+        nursery.start_soon(run)
+        await engine.lifecycle.wait_changed()
+        with engine.stream([sequence(0)]) as mailbox:
+            await read_all(mailbox)
+        while starts < 3 or not engine.lifecycle.is_ready:
+            await engine.lifecycle.wait_changed()
+        with engine.stream([sequence(0)]) as mailbox:
+            assert (await read_all(mailbox))[0].text == "bcdef"
+        nursery.cancel_scope.cancel()
 
 
 async def test_abort_ends_everyone_with_the_reason(autojump_clock: MockClock) -> None:

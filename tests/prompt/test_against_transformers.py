@@ -153,8 +153,6 @@ def test_special_tokens_have_the_same_names(tmp_path: Path) -> None:
 
 
 def test_the_built_in_model_reads_the_same_prompts() -> None:
-    if not (MODEL_DIR / "chat_template.jinja").is_file():
-        pytest.skip("the built-in model is not there")
     assert_equal_prompts(MODEL_DIR, CONVERSATIONS)
     assert_equal_prompts(MODEL_DIR, CONVERSATIONS, tools=[TOOL], enable_thinking=True)
 

@@ -152,6 +152,11 @@ class Engine:
             num_restarts=max(0, self._num_starts - 1),
         )
 
+    @property
+    def has_run(self) -> bool:
+        """Whether there ever were ranks that had loaded the model."""
+        return self._num_starts > 0
+
     # --- the step loop ---
 
     async def run(self, executor: Executor) -> None:
