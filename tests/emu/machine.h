@@ -16,6 +16,9 @@
 #include <vector>
 
 #include "fiber.h"
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace cuemu {
 
@@ -186,6 +189,9 @@ inline void start_block(const Dim3& index) {
     ++m.serial;
     m.epoch = m.num_left = m.num_waiting = 0;
     m.warp_epoch.assign((m.threads.size() + kLanes - 1) / kLanes, 0);
+#if defined(__SANITIZE_ADDRESS__)  // the fibers of a launch that failed left their frames marked
+    ASAN_UNPOISON_MEMORY_REGION(stacks(), m.threads.size() * kStackBytes);
+#endif
     for (size_t i = 0; i < m.threads.size(); ++i) {
         Thread& thread = m.threads[i];
         thread.state = State::ready;

@@ -75,6 +75,14 @@ def test_the_sum_is_stored_and_normalised(library: Library, num_tokens: int, siz
         assert_near(found, expected)
 
 
+def test_the_sum_is_normalised_as_it_was_rounded(library: Library) -> None:
+    """1 + 0.0038 is 1 in bfloat16; the mean square of what was not stored would give 0.996."""
+    residual, x = torch.ones(1, 64, dtype=torch.bfloat16), torch.full((1, 64), 0.0038, dtype=torch.bfloat16)
+    found = add_rms_norm(library, x, residual, torch.ones_like(x[0]), kind="bf16", order=FORWARD)
+    assert residual.eq(1).all()
+    assert found.eq(1).all()
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("head_dim", [32, 80, 96, 128, 256])
 @pytest.mark.parametrize("num_tokens", [1, 3])

@@ -30,8 +30,8 @@ async def supervise(
     """Run the engine until the server fails for good or this is cancelled.
 
     A model that cannot be served is the operator's to mend: exit code 78; once it has been served, the same failure may
-    pass, as when memory is short. Works that fail more than ``max_restarts`` times within ten minutes are given up: exit
-    code 70. In both cases everyone who waits gets an error.
+    pass, as when memory is short. Works that fail more than ``max_restarts`` times within ten minutes are given up:
+    exit code 70. In both cases everyone who waits gets an error.
     """
     failures: deque[float] = deque()
     while True:
