@@ -1,6 +1,8 @@
 """Make the built-in model from nothing: ``python -m trioserve.builtin.train``.
 
 The corpus is drawn as the training goes, from fixed seeds; tokenizer, config and weights land in the model folder.
+``--start FOLDER`` goes on from the weights and the tokenizer of another folder instead: a second round, with a
+learning rate that rises and falls again.
 The recipe is for two CPU cores with bfloat16 matrix units: one process per core, each with batches of its own, that
 add up their gradients once per step; hidden matrices by Muon, the rest by AdamW; weights kept in float32 and computed
 with in bfloat16.
@@ -13,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -21,6 +23,7 @@ from typing import Final
 import torch
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -52,16 +55,29 @@ class Recipe:
     adam_rate: float = 0.003
 
 
+SECOND_ROUND: Final = Recipe(
+    seed=3,
+    num_steps=5000,
+    single_turn_share=0.3,
+    num_tokens=3072,
+    decay_share=0.8,
+    muon_rate=0.012,
+    adam_rate=0.002,
+)
+"""For weights that have learned the facts: larger batches and smaller steps, for arithmetic and copying."""
+
 _CHECKPOINT_STEPS: Final = 250
 
 
 class Trainer:
     """The weights being learned, twice: float32 to add up small changes, bfloat16 to compute with."""
 
-    def __init__(self, recipe: Recipe, shape: Shape, *, compiled: bool) -> None:
+    def __init__(self, recipe: Recipe, shape: Shape, *, start: Path | None, compiled: bool) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.master = Network(shape)
+        if start is not None:
+            self.master.load_state_dict(load_file(start / "model.safetensors"))
         self.network = Network(shape).to(torch.bfloat16)
         self._publish()
         if compiled:
@@ -115,10 +131,20 @@ def rate_scale(recipe: Recipe, step: int) -> float:
     return min(1.0, up, down)
 
 
-def train(recipe: Recipe, shape: Shape, folder: Path, *, compiled: bool = True) -> None:
-    """Write the whole model folder; the weights every few steps, so that a broken run leaves something."""
+def train(
+    recipe: Recipe, shape: Shape, folder: Path, *, start: Path | None = None, compiled: bool = True
+) -> None:
+    """Write the whole model folder; the weights every few steps, so that a broken run leaves something.
+
+    ``start``: a model folder of the same shape whose weights and tokenizer to go on from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(train_tokenizer(shape.vocab_size), folder, model_max_length=shape.max_position_embeddings)
+    if start is None:
+        tokenizer = train_tokenizer(shape.vocab_size)
+        save_tokenizer(tokenizer, folder, model_max_length=shape.max_position_embeddings)
+    elif start.resolve() != folder.resolve():
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(start / name, folder)
     save_config(shape, folder)
     if folder.resolve() != MODEL_DIR:
         shutil.copy(TEMPLATE_PATH, folder)
@@ -126,25 +152,27 @@ def train(recipe: Recipe, shape: Shape, folder: Path, *, compiled: bool = True) 
         ranks = [
             multiprocessing.get_context("spawn").Process(
                 target=_run_rank,
-                args=(rank, recipe, shape, folder, compiled, f"{meeting}/store"),
+                args=(rank, recipe, shape, folder, start, compiled, f"{meeting}/store"),
                 daemon=True,
             )
             for rank in range(1, recipe.num_ranks)
         ]
         for process in ranks:
             process.start()
-        _run_rank(0, recipe, shape, folder, compiled, f"{meeting}/store")
+        _run_rank(0, recipe, shape, folder, start, compiled, f"{meeting}/store")
         for process in ranks:
             process.join()
 
 
-def _run_rank(rank: int, recipe: Recipe, shape: Shape, folder: Path, compiled: bool, store: str) -> None:
+def _run_rank(
+    rank: int, recipe: Recipe, shape: Shape, folder: Path, start: Path | None, compiled: bool, store: str
+) -> None:
     """One process: its own batches, the common weights. Rank 0 reports and saves."""
     _keep_freed_memory()
     torch.set_num_threads(1)
     if recipe.num_ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=recipe.num_ranks)
-    trainer = Trainer(recipe, shape, compiled=compiled)
+    trainer = Trainer(recipe, shape, start=start, compiled=compiled)
     source = enumerate(_source(recipe, folder, rank))
     if rank == 0:
         _learn_and_report(trainer, source, folder)
@@ -222,10 +250,13 @@ def main() -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description="Train the built-in model.")
     parser.add_argument("folder", nargs="?", type=Path, default=MODEL_DIR, help="default: the package's own")
-    parser.add_argument("--steps", type=int, default=Recipe().num_steps, help="default: %(default)s")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from this folder's weights")
+    parser.add_argument("--steps", type=int, help="default: as the recipe says")
     parser.add_argument("--no-compile", action="store_true", help="needs no C++ compiler, is a third slower")
     args = parser.parse_args()
-    train(Recipe(num_steps=args.steps), Shape(), args.folder, compiled=not args.no_compile)
+    recipe = Recipe() if args.start is None else SECOND_ROUND
+    recipe = replace(recipe, num_steps=args.steps or recipe.num_steps)
+    train(recipe, Shape(), args.folder, start=args.start, compiled=not args.no_compile)
 
 
 if __name__ == "__main__":

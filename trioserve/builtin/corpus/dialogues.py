@@ -11,13 +11,13 @@ Message = dict[str, Any]
 Maker = Callable[[Draw], Turn]
 
 SINGLE: Final[dict[Maker, float]] = {
-    talk.greeting: 2, talk.named_greeting: 7, talk.identity: 2, talk.ability: 1, talk.thanks: 1,
+    talk.greeting: 2, talk.named_greeting: 9, talk.identity: 2, talk.ability: 1, talk.thanks: 1,
     talk.farewell: 1, talk.unknown: 4, knowledge.capital: 9, knowledge.country: 6, knowledge.continent: 3,
-    knowledge.addition: 9, knowledge.subtraction: 4.5, knowledge.multiplication: 3.5, knowledge.conversion: 4,
-    knowledge.counting: 2.5, words.uppercase: 3.5, words.lowercase: 2.5, words.reverse: 6,
-    words.first_letter: 2, words.last_letter: 2.5, words.spell: 3, words.length: 3, words.repeat: 3.5,
-    words.copy: 6, lists.plain_list: 7, lists.inline_list: 2, lists.capital_pairs: 2.5,
-    lists.json_array: 1.5, lists.json_object: 5, lists.json_fact: 2, stories.story: 0.8, stories.poem: 0.6,
+    knowledge.addition: 28, knowledge.subtraction: 11, knowledge.multiplication: 6, knowledge.conversion: 4,
+    knowledge.counting: 4, words.uppercase: 4, words.lowercase: 4, words.reverse: 7,
+    words.first_letter: 2, words.last_letter: 2.5, words.spell: 3, words.length: 4, words.repeat: 7,
+    words.copy: 9, lists.plain_list: 7, lists.inline_list: 2, lists.capital_pairs: 2.5,
+    lists.json_array: 4, lists.json_object: 7, lists.json_fact: 3, stories.story: 0.8, stories.poem: 0.6,
 }  # fmt: skip
 """How often each family of single turns is drawn, relative to the others."""
 

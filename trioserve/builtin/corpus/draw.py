@@ -64,10 +64,17 @@ class Draw:
         return text.lower() if lower and not self.held_out and self.chance(0.12) else text
 
     def name(self) -> str:
-        """A person's name; in training also an invented one."""
+        """A person's name; in training mostly an invented one: of syllables, or the halves of two names."""
         if self.held_out:
             return self.one(facts.HELD_OUT_NAMES)
-        return self.syllables(self.number(2, 3)).capitalize() if self.chance(0.3) else self.one(facts.NAMES)
+        roll = self.rng.random()
+        if roll < 0.4:
+            return self.one(facts.NAMES)
+        if roll < 0.7:
+            return self.syllables(self.number(2, 3)).capitalize()
+        head, tail = self.one(facts.NAMES), self.one(facts.NAMES)
+        invented = head[: self.number(1, len(head))] + tail[self.number(1, len(tail) - 1) :]
+        return self.one(facts.NAMES) if invented in facts.HELD_OUT_NAMES else invented
 
     def syllables(self, count: int) -> str:
         """An invented pronounceable word, lower case."""

@@ -244,7 +244,7 @@ def invented_skill(d: Draw) -> tuple[Skill, str]:
 
 def offer(d: Draw, skill: Skill) -> Offered:
     """The skill under known or never-seen names; held-out draws always take unseen ones."""
-    invented = d.held_out or d.chance(0.5)
+    invented = d.held_out or d.chance(0.65)
     name = _invented_name(d) if invented and len(skill.names) > 1 else d.one(skill.names)
     arguments = []
     for parameter in skill.parameters:
