@@ -72,7 +72,9 @@ _CHECKPOINT_STEPS: Final = 250
 class Trainer:
     """The weights being learned, twice: float32 to add up small changes, bfloat16 to compute with."""
 
-    def __init__(self, recipe: Recipe, shape: Shape, *, start: Path | None, compiled: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, shape: Shape, *, start: Path | None = None, compiled: bool = True
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.master = Network(shape)

@@ -50,6 +50,8 @@ class OutputDelta:
     """The stop string or stop token id that ended the text."""
     error: str | None = None
     """For the client, when ``finish_reason`` is ERROR."""
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    """Of the whole prompt, in the first delta, where asked for; None for the first token."""
 
 
 def merge(deltas: list[OutputDelta]) -> OutputDelta:
@@ -65,4 +67,5 @@ def merge(deltas: list[OutputDelta]) -> OutputDelta:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         error=last.error,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )

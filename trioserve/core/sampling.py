@@ -33,6 +33,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Drawn by the front when the client gave none; with the position it decides every random draw."""
     logprobs: int | None = None
     """None: none; k: the chosen token's and the k likeliest tokens', 0 <= k <= MAX_LOGPROBS."""
+    prompt_logprobs: int | None = None
+    """As ``logprobs``, for the tokens of the prompt; the first of them follows nothing and has none."""
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the sequence: the model's end-of-sequence ids unless ignored, and the request's own."""
     stop: tuple[str, ...] = ()
