@@ -53,7 +53,7 @@ def test_text_parts_are_joined() -> None:
 
 def test_tools_stand_in_the_system_turn() -> None:
     text = render([{"role": "system", "content": "Be kind."}, user("Hi")], [_TOOL])
-    signature = 'get_weather("city": string, "days": integer): Get the weather'
+    signature = 'Get the weather: get_weather("city": string, "days": integer)'
     assert text.startswith(
         f"<|im_start|>system\nBe kind.\n\nYou can call these tools:\n{signature}<|im_end|>\n"
     )

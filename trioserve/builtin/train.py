@@ -57,12 +57,13 @@ class Recipe:
 
 SECOND_ROUND: Final = Recipe(
     seed=3,
-    num_steps=5000,
-    single_turn_share=0.3,
+    num_steps=4500,
+    single_turn_share=0.0,
     num_tokens=3072,
-    decay_share=0.8,
-    muon_rate=0.012,
-    adam_rate=0.002,
+    warmup_steps=50,
+    decay_share=0.95,
+    muon_rate=0.009,
+    adam_rate=0.0015,
 )
 """For weights that have learned the facts: larger batches and smaller steps, for arithmetic and copying."""
 

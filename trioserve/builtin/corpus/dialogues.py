@@ -13,10 +13,10 @@ Maker = Callable[[Draw], Turn]
 SINGLE: Final[dict[Maker, float]] = {
     talk.greeting: 2, talk.named_greeting: 9, talk.identity: 2, talk.ability: 1, talk.thanks: 1,
     talk.farewell: 1, talk.unknown: 4, knowledge.capital: 9, knowledge.country: 6, knowledge.continent: 3,
-    knowledge.addition: 28, knowledge.subtraction: 11, knowledge.multiplication: 6, knowledge.conversion: 4,
-    knowledge.counting: 4, words.uppercase: 4, words.lowercase: 4, words.reverse: 7,
-    words.first_letter: 2, words.last_letter: 2.5, words.spell: 3, words.length: 4, words.repeat: 7,
-    words.copy: 9, lists.plain_list: 7, lists.inline_list: 2, lists.capital_pairs: 2.5,
+    knowledge.addition: 18, knowledge.subtraction: 10, knowledge.multiplication: 6, knowledge.conversion: 4,
+    knowledge.counting: 4, words.uppercase: 6, words.lowercase: 6, words.reverse: 9,
+    words.first_letter: 2, words.last_letter: 2.5, words.spell: 3, words.length: 5, words.repeat: 11,
+    words.copy: 10, lists.plain_list: 7, lists.inline_list: 2, lists.capital_pairs: 2.5,
     lists.json_array: 4, lists.json_object: 7, lists.json_fact: 3, stories.story: 0.8, stories.poem: 0.6,
 }  # fmt: skip
 """How often each family of single turns is drawn, relative to the others."""
