@@ -255,10 +255,16 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=MODEL_DIR, help="default: the package's own")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from this folder's weights")
     parser.add_argument("--steps", type=int, help="default: as the recipe says")
+    parser.add_argument("--rate", type=float, default=1.0, metavar="FACTOR", help="of the learning rates")
     parser.add_argument("--no-compile", action="store_true", help="needs no C++ compiler, is a third slower")
     args = parser.parse_args()
     recipe = Recipe() if args.start is None else SECOND_ROUND
-    recipe = replace(recipe, num_steps=args.steps or recipe.num_steps)
+    recipe = replace(
+        recipe,
+        num_steps=args.steps or recipe.num_steps,
+        muon_rate=args.rate * recipe.muon_rate,
+        adam_rate=args.rate * recipe.adam_rate,
+    )
     train(recipe, Shape(), args.folder, start=args.start, compiled=not args.no_compile)
 
 

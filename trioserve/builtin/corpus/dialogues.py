@@ -11,11 +11,11 @@ Message = dict[str, Any]
 Maker = Callable[[Draw], Turn]
 
 SINGLE: Final[dict[Maker, float]] = {
-    talk.greeting: 2, talk.named_greeting: 9, talk.identity: 2, talk.ability: 1, talk.thanks: 1,
-    talk.farewell: 1, talk.unknown: 4, knowledge.capital: 9, knowledge.country: 6, knowledge.continent: 3,
-    knowledge.addition: 18, knowledge.subtraction: 10, knowledge.multiplication: 6, knowledge.conversion: 4,
-    knowledge.counting: 4, words.uppercase: 6, words.lowercase: 6, words.reverse: 9,
-    words.first_letter: 2, words.last_letter: 2.5, words.spell: 3, words.length: 5, words.repeat: 11,
+    talk.greeting: 3, talk.named_greeting: 13, talk.identity: 2, talk.ability: 1, talk.thanks: 1.5,
+    talk.farewell: 2, talk.unknown: 6, knowledge.capital: 9, knowledge.country: 6, knowledge.continent: 3,
+    knowledge.addition: 13, knowledge.subtraction: 7, knowledge.multiplication: 6, knowledge.conversion: 4,
+    knowledge.counting: 4, words.uppercase: 9, words.lowercase: 7, words.reverse: 12,
+    words.first_letter: 2, words.last_letter: 2.5, words.spell: 3, words.length: 7, words.repeat: 11,
     words.copy: 10, lists.plain_list: 7, lists.inline_list: 2, lists.capital_pairs: 2.5,
     lists.json_array: 4, lists.json_object: 7, lists.json_fact: 3, stories.story: 0.8, stories.poem: 0.6,
 }  # fmt: skip
@@ -161,9 +161,9 @@ def exchange(
 def opening(d: Draw) -> tuple[list[Message], Callable[[Turn], str] | None]:
     """The system message, if any, and the style it asks for."""
     roll = d.rng.random()
-    if roll < 0.58:
+    if roll < 0.54:
         return [], None
-    if roll < 0.76:
+    if roll < 0.7:
         return [_system(d, d.say(_PLAIN_SYSTEM))], None
     return styled_opening(d)
 

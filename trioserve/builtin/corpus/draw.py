@@ -16,6 +16,10 @@ _CHOICE: Final = re.compile(r"\[([^\[\]]*)\]")
 _SLOT: Final = re.compile(r"(\{[^}]*\})")
 _CONSONANTS: Final = "bcdfghjklmnprstvwz"
 _VOWELS: Final = "aeiou"
+_WORDS_IN_NAMES: Final = (
+    "The", "I", "It", "In", "Is", "If", "A", "An", "As", "At", "He", "She", "We", "My", "No", "On", "Or", "So", "To",
+    "You", "This", "That", "What", "Who", "How", "Can", "Do", "Say", "Tell", "Give",
+)  # fmt: skip
 
 T = TypeVar("T")
 
@@ -73,6 +77,8 @@ class Draw:
         if roll < 0.7:
             return self.syllables(self.number(2, 3)).capitalize()
         head, tail = self.one(facts.NAMES), self.one(facts.NAMES)
+        if self.chance(0.3):  # as "Theo" begins like "The": the tokenizer cuts such names elsewhere
+            head = self.one(_WORDS_IN_NAMES)
         invented = head[: self.number(1, len(head))] + tail[self.number(1, len(tail) - 1) :]
         return self.one(facts.NAMES) if invented in facts.HELD_OUT_NAMES else invented
 
