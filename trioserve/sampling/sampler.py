@@ -10,11 +10,11 @@ from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import TokenLogprobs
 from trioserve.sampling.edits import LogitEdits
 from trioserve.sampling.filters import choose
-from trioserve.sampling.logprobs import token_logprobs
+from trioserve.sampling.logprobs import MODELS_OWN, Scope, probability, score
 from trioserve.sampling.random import uniforms
 
-GREEDY_BELOW: Final = 1e-5
-"""Temperatures below it overflow and mean the likeliest token."""
+_PIECE_VALUES: Final = 1 << 23
+"""Logits that are looked at together for their log probabilities: 32 MiB of them, and as much again."""
 
 
 class Samples(NamedTuple):
@@ -24,6 +24,8 @@ class Samples(NamedTuple):
     """[num_rows]"""
     logprobs: list[TokenLogprobs | None]
     """[num_rows]"""
+    is_certain: NDArray[np.bool_]
+    """[num_rows], whether the model gave a token more than the probability of its early stop"""
 
 
 class Sampler:
@@ -36,7 +38,11 @@ class Sampler:
         self._seeds = np.zeros(max_num_seqs, np.uint64)
         self._is_plain = np.ones(max_num_seqs, np.bool_)
         """[max_num_seqs], whether the likeliest token of the untouched logits is the choice"""
-        self._has_logprobs = np.zeros(max_num_seqs, np.bool_)
+        self._num_top = np.full(max_num_seqs, -1)
+        """[max_num_seqs], alternatives to name, -1 where no log probabilities are asked for"""
+        self._scopes = [MODELS_OWN] * max_num_seqs
+        self._thresholds = np.ones(max_num_seqs)
+        """[max_num_seqs], the probability to exceed for an early stop; nothing exceeds 1"""
 
     def admit(
         self, slot: int, params: SamplingParams, token_ids: NDArray[np.int32], num_prompt_tokens: int
@@ -47,15 +53,17 @@ class Sampler:
             edits = LogitEdits(params, token_ids, num_prompt_tokens, self._vocab_size)
         self._params[slot], self._edits[slot] = params, edits
         self._seeds[slot] = params.seed & (2**64 - 1)
-        self._is_plain[slot] = edits is None and params.temperature < GREEDY_BELOW
-        self._has_logprobs[slot] = params.logprobs is not None
+        self._is_plain[slot] = edits is None and params.is_greedy
+        self._num_top[slot] = -1 if params.logprobs is None else params.logprobs
+        self._scopes[slot] = Scope.of(params)
+        self._thresholds[slot] = 1.0 if params.early_stop is None else params.early_stop.threshold
 
     def release(self, slot: int) -> None:
         """Forget what ``slot`` held."""
         self._params[slot] = self._edits[slot] = None
 
     def sample(self, logits: Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> Samples:
-        """Choose one token a row and count it.
+        """Choose one token a row and take note of it.
 
         Shapes:
             logits: [num_rows, vocab_size], any float type; unchanged
@@ -74,26 +82,56 @@ class Sampler:
                     if plain[row]
                     else self._choose(values[row], int(slots[row]), int(positions[row]), float(numbers[row]))
                 )
-        return Samples(token_ids, self._logprobs(values, slots, token_ids))
+        return Samples(
+            token_ids, self._logprobs(values, slots, token_ids), self._is_certain(values, slots, token_ids)
+        )
 
     def _choose(self, logits: NDArray[np.float32], slot: int, position: int, number: float) -> int:
         params, edits = self._params[slot], self._edits[slot]
         assert params is not None, f"slot {slot} samples and is free"
         if edits is not None:
-            logits = logits.copy()
-            edits.apply(logits, position)
-        greedy = params.temperature < GREEDY_BELOW
-        token_id = int(logits.argmax()) if greedy else choose(logits, params, number)
-        if edits is not None and edits.counts is not None:
-            edits.counts.add(token_id)
+            logits = edits.applied(logits, position)
+        token_id = int(logits.argmax()) if params.is_greedy else choose(logits, params, number)
+        if edits is not None:
+            edits.add(token_id)
         return token_id
 
     def _logprobs(
         self, values: NDArray[np.float32], slots: NDArray[np.int64], token_ids: NDArray[np.int64]
     ) -> list[TokenLogprobs | None]:
         records: list[TokenLogprobs | None] = [None] * len(slots)
-        for row in np.flatnonzero(self._has_logprobs[slots]).tolist():
-            params = self._params[slots[row]]
-            assert params is not None, f"slot {slots[row]} samples and is free"
-            records[row] = token_logprobs(values[row], int(token_ids[row]), params.logprobs or 0)
+        asking = np.flatnonzero(self._num_top[slots] >= 0)
+        step = piece_rows(self._vocab_size)
+        for start in range(0, len(asking), step):
+            rows = asking[start : start + step]
+            num_top = self._num_top[slots[rows]]
+            scores = score(
+                values[rows],
+                token_ids[rows],
+                int(num_top.max()),
+                [self._scopes[slot] for slot in slots[rows]],
+            )
+            for row, count, logprob, top_ids, top_logprobs in zip(
+                rows.tolist(),
+                num_top.tolist(),
+                scores.logprobs.tolist(),
+                scores.top_ids.tolist(),
+                scores.top_logprobs.tolist(),
+                strict=True,
+            ):
+                records[row] = TokenLogprobs(logprob, top_ids[:count], top_logprobs[:count])
         return records
+
+    def _is_certain(
+        self, values: NDArray[np.float32], slots: NDArray[np.int64], token_ids: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        thresholds = self._thresholds[slots]
+        is_certain = np.zeros(len(slots), np.bool_)
+        for row in np.flatnonzero(thresholds < 1):
+            is_certain[row] = probability(values[row], int(token_ids[row])) > thresholds[row]
+        return is_certain
+
+
+def piece_rows(vocab_size: int) -> int:
+    """Rows of logits to look at together, so that the memory for it stays bounded."""
+    return max(1, _PIECE_VALUES // vocab_size)
