@@ -291,7 +291,7 @@ async def test_steps_overlap(autojump_clock: MockClock) -> None:
 
 def told(delta: OutputDelta) -> list[float | None]:
     """The log probabilities of a prompt, rounded as the rank meant them."""
-    return [score and round(score.logprob, 3) for score in delta.prompt_logprobs]
+    return [None if score is None else round(score.logprob, 3) for score in delta.prompt_logprobs]
 
 
 def meant(prompt: list[int]) -> list[float | None]:

@@ -242,6 +242,13 @@ def test_greedy_leaves_one_token_after_temperature_or_top_p(fields: dict[str, An
     assert (record.logprob, record.top_logprobs) == (0.0, [0.0, -9999.0, -9999.0])
 
 
+def test_a_top_p_of_nothing_keeps_all_that_are_equally_likely() -> None:
+    one = params(top_p=0.0, logprobs=2, top_p_normalized_logprobs=True)
+    (record,) = sample(sampler_with(one), torch.zeros(1, VOCAB_SIZE), [0], [10]).logprobs
+    assert record is not None
+    assert [record.logprob, *record.top_logprobs] == pytest.approx([-np.log(VOCAB_SIZE)] * 3)
+
+
 def test_rows_with_other_scopes_and_counts_share_a_step() -> None:
     kinds = [params(temperature=0.5 + 0.1 * i, logprobs=i % 5, **SCOPES[i % 3]) for i in range(9)]
     kinds += [params(logprobs=None), params(logprobs=20)]
@@ -253,23 +260,27 @@ def test_rows_with_other_scopes_and_counts_share_a_step() -> None:
 
 
 def test_ties_among_the_likeliest_go_by_id() -> None:
-    logits = np.zeros((3, 1000), np.float32)
-    logits[1, [900, 30, 500]] = 2
-    logits[2] = -np.inf
-    logits[2, 999] = 1
-    assert top_of(logits, 4).tolist() == [[0, 1, 2, 3], [30, 500, 900, 0], [999, 0, 1, 2]]
-    assert top_of(logits, 2000).shape == (3, 1000)
-    assert top_of(logits, 0).shape == (3, 0)
+    logits = np.zeros(1000, np.float32)
+    assert top_of(logits, 4).tolist() == [0, 1, 2, 3]
+    logits[[900, 30, 500]] = 2
+    assert top_of(logits, 4).tolist() == [30, 500, 900, 0]
+    logits[:] = -np.inf
+    logits[999] = 1
+    assert top_of(logits, 4).tolist() == [999, 0, 1, 2]
+    assert len(top_of(logits, 2000)) == 1000
+    assert len(top_of(logits, 0)) == 0
 
 
 def test_logits_that_are_no_numbers_do_not_end_the_rank() -> None:
-    logits = np.full((2, 50), np.nan, np.float32)
-    logits[1, :3] = [1, np.nan, 3]
-    scores = score(logits, np.array([4, 2]), 5)
-    assert scores.top_ids.shape == (2, 5)
-    assert scores.top_ids[1].tolist()[:2] == [2, 0]
-    assert (scores.logprobs >= -9999.0).all()
-    assert (scores.top_logprobs >= -9999.0).all()
+    logits = np.full(50, np.nan, np.float32)
+    broken = score(logits, 4, 5)
+    assert len(broken.top_ids) == 5
+    logits[[0, 2]] = [1, 3]
+    damaged = score(logits, 4, 5)
+    assert damaged.top_ids.tolist()[:2] == [2, 0]
+    for scores in (broken, damaged):
+        assert scores.logprob >= -9999.0
+        assert (scores.top_logprobs >= -9999.0).all()
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.0, True), (0.6, True), (0.72, False), (0.99, False)])

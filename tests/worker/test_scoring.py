@@ -11,7 +11,7 @@ from tests.model.checkpoints import VOCAB_SIZE, Checkpoints, prompt_of
 from tests.worker.driver import GREEDY, Front
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import PromptLogprobs, StepPlan
-from trioserve.sampling import sampler
+from trioserve.worker import scoring
 
 SCORED = SamplingParams(max_tokens=100, temperature=0.0, prompt_logprobs=3, logprobs=3)
 
@@ -85,7 +85,7 @@ def test_pieces_of_a_chunk_give_the_same_numbers(
     prompt = prompt_of(40, seed=22)
     found = []
     for values in (4 * VOCAB_SIZE, 1 << 23):
-        monkeypatch.setattr(sampler, "_PIECE_VALUES", values)
+        monkeypatch.setattr(scoring, "_PIECE_VALUES", values)
         front, scores = Front.of(checkpoints.folder("llama-odd-width", dtype=torch.bfloat16)), Scores()
         front.admit(0, prompt, SCORED)
         run(front, front.plan(s0=40), scores)

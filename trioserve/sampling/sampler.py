@@ -1,6 +1,6 @@
 """Chooses the next token of every sequence of a step; only rows that ask for work cause any."""
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ from trioserve.sampling.edits import LogitEdits
 from trioserve.sampling.filters import choose
 from trioserve.sampling.logprobs import MODELS_OWN, Scope, probability, score
 from trioserve.sampling.random import uniforms
-
-_PIECE_VALUES: Final = 1 << 23
-"""Logits that are looked at together for their log probabilities: 32 MiB of them, and as much again."""
 
 
 class Samples(NamedTuple):
@@ -100,26 +97,10 @@ class Sampler:
         self, values: NDArray[np.float32], slots: NDArray[np.int64], token_ids: NDArray[np.int64]
     ) -> list[TokenLogprobs | None]:
         records: list[TokenLogprobs | None] = [None] * len(slots)
-        asking = np.flatnonzero(self._num_top[slots] >= 0)
-        step = piece_rows(self._vocab_size)
-        for start in range(0, len(asking), step):
-            rows = asking[start : start + step]
-            num_top = self._num_top[slots[rows]]
-            scores = score(
-                values[rows],
-                token_ids[rows],
-                int(num_top.max()),
-                [self._scopes[slot] for slot in slots[rows]],
-            )
-            for row, count, logprob, top_ids, top_logprobs in zip(
-                rows.tolist(),
-                num_top.tolist(),
-                scores.logprobs.tolist(),
-                scores.top_ids.tolist(),
-                scores.top_logprobs.tolist(),
-                strict=True,
-            ):
-                records[row] = TokenLogprobs(logprob, top_ids[:count], top_logprobs[:count])
+        for row in np.flatnonzero(self._num_top[slots] >= 0).tolist():
+            slot = slots[row]
+            found = score(values[row], int(token_ids[row]), int(self._num_top[slot]), self._scopes[slot])
+            records[row] = TokenLogprobs(found.logprob, found.top_ids.tolist(), found.top_logprobs.tolist())
         return records
 
     def _is_certain(
@@ -130,8 +111,3 @@ class Sampler:
         for row in np.flatnonzero(thresholds < 1):
             is_certain[row] = probability(values[row], int(token_ids[row])) > thresholds[row]
         return is_certain
-
-
-def piece_rows(vocab_size: int) -> int:
-    """Rows of logits to look at together, so that the memory for it stays bounded."""
-    return max(1, _PIECE_VALUES // vocab_size)

@@ -10,10 +10,11 @@ from torch import Tensor
 from trioserve.core.step import Admission, PromptLogprobs
 from trioserve.model.decoder import Decoder
 from trioserve.sampling.logprobs import Scores, score
-from trioserve.sampling.sampler import piece_rows
 from trioserve.worker.slots import SlotTable
 
 _NOT: Final = -1
+_PIECE_VALUES: Final = 1 << 23
+"""Logits that are made together: 32 MiB of them."""
 
 
 class Stretch(NamedTuple):
@@ -71,27 +72,26 @@ class PromptScorer:
             rows = hidden[row : row + stretch.num_tokens]
             row += stretch.num_tokens
             targets = table.token_ids[stretch.slot, stretch.start : stretch.start + stretch.num_tokens]
-            scores = _scores(model, rows, targets.astype(np.int64), int(self._num_top[stretch.slot]))
+            scores = _scores(model, rows, targets, int(self._num_top[stretch.slot]))
             records.append(
                 PromptLogprobs(
                     seq_id=int(table.seq_ids[stretch.slot]),
                     start=stretch.start,
-                    logprobs=scores.logprobs.astype(np.float32).tobytes(),
-                    top_ids=scores.top_ids.astype(np.int32).tobytes(),
-                    top_logprobs=scores.top_logprobs.astype(np.float32).tobytes(),
+                    logprobs=np.array([at.logprob for at in scores], np.float32).tobytes(),
+                    top_ids=np.array([at.top_ids for at in scores], np.int32).tobytes(),
+                    top_logprobs=np.array([at.top_logprobs for at in scores], np.float32).tobytes(),
                 )
             )
         return records
 
 
-def _scores(model: Decoder, hidden: Tensor, targets: NDArray[np.int64], num_top: int) -> Scores:
-    step = piece_rows(model.config.vocab_size)
-    pieces = [
-        score(
-            model.compute_logits(hidden[start : start + step]).float().numpy(),
-            targets[start : start + step],
-            num_top,
-        )
-        for start in range(0, len(targets), step)
-    ]
-    return Scores(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
+def _scores(model: Decoder, hidden: Tensor, targets: NDArray[np.int32], num_top: int) -> list[Scores]:
+    step = max(1, _PIECE_VALUES // model.config.vocab_size)
+    scores = []
+    for start in range(0, len(targets), step):
+        logits = model.compute_logits(hidden[start : start + step]).float().numpy()
+        scores += [
+            score(row, target, num_top)
+            for row, target in zip(logits, targets[start : start + step].tolist(), strict=True)
+        ]
+    return scores
