@@ -29,6 +29,11 @@ CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me a short story."}]
 TOKENIZER = tokenizers.Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
 EOS_IDS = (0, 2)
+BY_PIECE = {
+    TOKENIZER.decode([token_id], skip_special_tokens=False): token_id
+    for token_id in range(TOKENIZER.get_vocab_size())
+}
+"""Ids of tokens that are whole characters, by their text."""
 
 
 def ids(text: str) -> list[int]:
@@ -46,6 +51,12 @@ def chat(client: openai.OpenAI, messages: Any = CAPITAL, **fields: Any) -> Any:
 def text(client: openai.OpenAI, messages: Any = CAPITAL, **fields: Any) -> str:
     content: str = chat(client, messages, **fields).message.content
     return content
+
+
+def chosen_ids(client: openai.OpenAI, **extra: Any) -> list[int]:
+    """The tokens of a greedy answer."""
+    content = chat(client, logprobs=True, extra=extra).logprobs.content
+    return [BY_PIECE[entry.token] for entry in content]
 
 
 def refused(client: openai.OpenAI, **extra: Any) -> str:
@@ -68,14 +79,16 @@ def test_bad_words_never_appear(client: openai.OpenAI) -> None:
 
 
 def test_a_bad_word_of_several_tokens_bans_the_run_and_not_its_parts(client: openai.OpenAI) -> None:
-    plain = text(client)
-    run = ids(plain)[-5:-2]
-    assert len(run) == 3 and ids(plain)[-5:-2] == run
-    banned = chat(client, extra={"bad_words_token_ids": [run]}, logprobs=True)
-    assert banned.message.content != plain
-    found = ids(banned.message.content)
-    assert run not in [found[at : at + 3] for at in range(len(found))]
-    assert plain.startswith(banned.message.content[:4]), "nothing is banned before the run would end"
+    plain = chosen_ids(client)
+    run = plain[-5:-2]
+    assert len(set(run)) == 3
+    banned = chosen_ids(client, bad_words_token_ids=[run])
+    at = len(plain) - 3
+    assert banned[:at] == plain[:at], "nothing is banned before the run would end"
+    assert banned[at] != plain[at]
+    assert run not in [banned[start : start + 3] for start in range(len(banned))]
+    reordered = [run[1], run[0], run[2]]
+    assert chosen_ids(client, bad_words_token_ids=[reordered]) == plain
 
 
 def test_bad_words_in_ids_are_those_in_text(client: openai.OpenAI) -> None:
