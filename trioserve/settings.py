@@ -4,12 +4,22 @@ The classes are the groups of ``trioserve serve --help``; all fields share one f
 ``max_num_seqs``, ``TRIOSERVE_MAX_NUM_SEQS`` and ``--max-num-seqs`` are the same setting.
 """
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -33,6 +43,67 @@ _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP
 Seconds = Annotated[float, Field(ge=0, le=7 * 24 * 3600)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], NoDecode]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+_MAX_STEP_LOGPROBS_BYTES = 192 << 20
+"""What a step may say of prompts: well below the longest frame between front and works."""
+
+
+class JsonObject(BaseModel):
+    """A setting that is an object: JSON in flags and variables, a table in the file. An unknown key stops the start."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    def __str__(self) -> str:
+        return self.model_dump_json(exclude_none=True)
+
+    @classmethod
+    def read(cls, value: Any) -> Self:
+        """The object that a setting's ``value`` says, its faults told by key."""
+        try:
+            given = json.loads(value) if isinstance(value, str) else value
+            return given if isinstance(given, cls) else cls(**given)
+        except ValidationError as exc:
+            faults = "; ".join(cls._fault(error) for error in exc.errors())
+            raise PydanticCustomError("json_object", "{faults}", {"faults": faults}) from None
+        except (TypeError, ValueError):
+            raise PydanticCustomError("json_object", "Input should be a JSON object") from None
+
+    @classmethod
+    def _fault(cls, error: Any) -> str:
+        key = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            return f"{key} is not one of {', '.join(cls.model_fields)}"
+        return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+class GenerationOverrides(JsonObject):
+    """Sampling defaults that win over the model's; the names of generation_config.json."""
+
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    max_new_tokens: Count | None = None
+    """Also the most that a request may ask for."""
+
+
+class EarlyStopConfig(JsonObject):
+    """When to end a sequence that goes round in circles; the names of FastDeploy."""
+
+    enable_early_stop: bool = False
+    strategy: Literal["repetition"] = "repetition"
+    window_size: Count = 3000
+    """Tokens in a row that must have been certain."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Probability above which a token is certain."""
 
 
 class SettingsGroup(BaseModel):
@@ -64,6 +135,12 @@ class ModelSettings(SettingsGroup):
     """Of weights and KV cache; auto takes the checkpoint's."""
     seed: int = 0
     """Of dummy weights."""
+    generation_config: str = "auto"
+    """Sampling defaults: auto takes the model's generation_config.json, none our own; or a folder that has one."""
+    override_generation_config: Annotated[
+        GenerationOverrides, NoDecode, BeforeValidator(GenerationOverrides.read)
+    ] = GenerationOverrides()
+    """Sampling defaults that win over those, as a JSON object such as {"temperature": 0.5}."""
 
     @field_validator("served_model_name", mode="before")
     @classmethod
@@ -92,6 +169,12 @@ class EngineSettings(SettingsGroup):
     """Threads a rank computes with; 0: one per physical core."""
     start_timeout_s: Seconds = 1800.0
     """Time a rank has to load the model."""
+    enable_early_stop: bool = False
+    """Whether to end sequences that are certain of every token for too long, as those that repeat themselves are."""
+    early_stop_config: Annotated[EarlyStopConfig, NoDecode, BeforeValidator(EarlyStopConfig.read)] = (
+        EarlyStopConfig()
+    )
+    """When that is, as a JSON object; its own enable_early_stop turns it on too."""
     step_timeout_s: Seconds = 120.0
     """Time after which a step counts as stalled and the works are restarted."""
     step_stacks_s: Seconds = 60.0
@@ -119,6 +202,18 @@ class LimitSettings(SettingsGroup):
     """Stop strings of one request."""
     max_stop_chars: Count = 1024
     """Of one stop string."""
+    enable_logprob: bool = True
+    """Whether requests may ask for log probabilities."""
+    max_logprobs: int = Field(default=20, ge=0, le=1000)
+    """Alternatives that a request may ask for at each token, of the answer or of the prompt."""
+    max_token_ids: Count = 1 << 14
+    """Entries in each of allowed_token_ids, bad_words_token_ids, logit_bias and stop_token_ids."""
+    max_bad_words: Count = 128
+    """Words in bad_words and in bad_words_token_ids together."""
+    max_bad_word_length: Count = 128
+    """Characters or token ids of one bad word."""
+    max_repetition_pattern: Count = 1024
+    """Tokens of the longest pattern that repetition_detection may name."""
     request_timeout_s: Seconds = 3600.0
     """Time a request may take in all; 0: no limit."""
 
@@ -170,7 +265,20 @@ class Settings(BaseSettings, ServerSettings, LimitSettings, EngineSettings, Mode
                 f"max_num_batched_tokens = {self.max_num_batched_tokens} must be at least "
                 f"max_num_seqs = {self.max_num_seqs}: every running sequence has one token in a step"
             )
+        step_bytes = self.max_num_batched_tokens * (4 + 8 * self.max_logprobs)
+        if step_bytes > _MAX_STEP_LOGPROBS_BYTES:
+            raise ValueError(
+                f"max_logprobs = {self.max_logprobs} with max_num_batched_tokens = {self.max_num_batched_tokens} "
+                f"makes {step_bytes} bytes of prompt_logprobs a step, at most {_MAX_STEP_LOGPROBS_BYTES} can be: "
+                "lower one of them"
+            )
         return self
+
+    @property
+    def early_stop(self) -> EarlyStopConfig | None:
+        """When to end a sequence early, or None for never."""
+        config = self.early_stop_config
+        return config if self.enable_early_stop or config.enable_early_stop else None
 
     @classmethod
     def settings_customise_sources(

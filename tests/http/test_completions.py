@@ -104,7 +104,7 @@ async def test_an_echo_begins_with_the_prompt(prompt: Any, autojump_clock: MockC
         ({"prompt": "a", "echo": True, "logprobs": 1}, "echo", "not supported together"),
         ({"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
         ({"prompt": "a", "best_of": 2}, "best_of", "not supported"),
-        ({"prompt": "a", "logprobs": 21}, "logprobs", "less than or equal to 20"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs", "at most 20 alternatives, not 21"),
     ],
 )
 async def test_what_cannot_be_continued_is_refused(

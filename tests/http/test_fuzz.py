@@ -74,6 +74,19 @@ _GOOD = st.fixed_dictionaries(
         "stop_token_ids": st.lists(st.integers(0, 257), max_size=3),
         "min_tokens": st.just(1),
         "ignore_eos": st.booleans(),
+        "allowed_token_ids": st.lists(st.integers(0, 257), min_size=1, max_size=3),
+        "bad_words": st.lists(
+            st.text(st.characters(codec="utf-8"), min_size=1, max_size=5).filter(str.strip), max_size=3
+        ),
+        "bad_words_token_ids": st.one_of(
+            st.lists(st.integers(0, 257), max_size=3),
+            st.lists(st.lists(st.integers(0, 257), min_size=1, max_size=4), max_size=3),
+        ),
+        "prompt_logprobs": st.integers(0, 5),
+        "temp_scaled_logprobs": st.booleans(),
+        "top_p_normalized_logprobs": st.booleans(),
+        "repetition_detection": st.just({"max_pattern_size": 2, "min_count": 2}),
+        "metadata": st.just({"min_tokens": 1, "label": "x"}),
         "user": st.text(max_size=5),
     },
 )

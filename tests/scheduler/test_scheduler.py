@@ -6,10 +6,11 @@ from collections import deque
 import pytest
 
 from tests.fakes import FakeRank, counting_up, mixing
-from trioserve.core.sampling import SamplingParams
+from trioserve.core.sampling import EarlyStop, RepetitionDetection, SamplingParams
 from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
 from trioserve.core.step import StepPlan
 from trioserve.errors import QueueFull
+from trioserve.scheduler import scheduler as scheduler_module
 from trioserve.scheduler.scheduler import Scheduler, SchedulerLimits
 
 BLOCK_SIZE = 4
@@ -230,7 +231,9 @@ def test_random_traffic_gets_the_right_tokens_and_leaves_nothing_behind(seed: in
     for _ in range(300):
         if rng.random() < 0.3:
             prompt = [rng.randrange(2) for _ in range(rng.randint(1, num_blocks * BLOCK_SIZE - 1))]
-            params = SamplingParams(max_tokens=rng.randint(1, 20))
+            params = SamplingParams(
+                max_tokens=rng.randint(1, 20), prompt_logprobs=rng.choice([None, None, 1])
+            )
             seq = Sequence(prompt, params, priority=rng.choice([0, 0, 0, -1]))
             house.scheduler.add(seq)
             live.append((seq, prompt))
@@ -243,3 +246,69 @@ def test_random_traffic_gets_the_right_tokens_and_leaves_nothing_behind(seed: in
         assert output(seq) == expected(prompt, seq.num_output_tokens)
         assert seq.finish_reason is FinishReason.ABORT or seq.num_output_tokens == room
     assert house.scheduler.statistics().num_free_blocks == num_blocks
+
+
+def test_a_prompt_that_is_scored_is_computed_whole_and_found_by_others() -> None:
+    house = House()
+    prompt = list(range(16))
+    house.add(prompt, max_tokens=1)
+    house.drain()
+    seq = Sequence(prompt, SamplingParams(max_tokens=3, prompt_logprobs=0))
+    house.scheduler.add(seq)
+    house.drain()
+    assert (seq.num_cached_tokens, house.rank.num_computed) == (0, 16 + 16 + 2)
+    other = Sequence([*range(50, 66)], SamplingParams(max_tokens=1, prompt_logprobs=0))
+    house.scheduler.add(other)
+    house.drain()
+    found = house.add([*range(50, 66)], max_tokens=1)
+    house.drain()
+    assert found.num_cached_tokens == 12
+
+
+def test_once_it_has_output_a_scored_sequence_comes_back_through_the_cache() -> None:
+    house = House(num_blocks=12, max_num_seqs=2, depth=1)
+    first = house.add([1, 2, 3, 4, 5], max_tokens=40)
+    seq = Sequence([7] * 9, SamplingParams(max_tokens=24, prompt_logprobs=0))
+    house.scheduler.add(seq)
+    house.drain()
+    assert house.scheduler.statistics().num_preemptions > 0
+    assert output(seq) == expected([7] * 9, 24)
+    assert output(first) == expected([1, 2, 3, 4, 5], 40)
+
+
+def test_a_plan_admits_no_more_ids_than_a_frame_can_carry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "_MAX_ADMITTED_IDS", 100)
+    house = House(max_num_batched_tokens=64)
+    biased = SamplingParams(max_tokens=1, logit_bias=tuple((i, 1.0) for i in range(60)))
+    for _ in range(3):
+        house.scheduler.add(Sequence([1], biased))
+    huge = Sequence([1], SamplingParams(max_tokens=1, allowed_token_ids=tuple(range(1000))))
+    house.scheduler.add(huge)
+    admitted = []
+    while (plan := house.scheduler.plan_step()) is not None:
+        admitted.append(len(plan.admitted))
+        house.scheduler.commit(house.rank.carry_out(plan))
+    assert admitted == [1, 1, 1, 1], (
+        "61 ids each, of 100; and the one that alone is more may enter all the same"
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_pattern_ends_a_sequence_and_what_is_on_its_way_is_dropped(depth: int) -> None:
+    house = House(next_token=lambda token_ids: 40 + len(token_ids) % 3, depth=depth)
+    seq = Sequence([1, 2], SamplingParams(max_tokens=50, repetition_detection=RepetitionDetection(5, 2, 4)))
+    house.scheduler.add(seq)
+    house.drain()
+    assert seq.num_output_tokens == 12
+    assert (seq.finish_reason, seq.stop_reason) == (FinishReason.REPETITION, "repetition_detected")
+
+
+def test_the_operators_early_stop_ends_a_sequence_with_stop() -> None:
+    house = House()
+    house.rank.is_certain = lambda token_ids: len(token_ids) > 10
+    seq = Sequence([1, 2], SamplingParams(max_tokens=50, early_stop=EarlyStop(7, 0.9)))
+    house.scheduler.add(seq)
+    house.drain()
+    assert seq.num_output_tokens == 15  # up to 10 tokens in all it is in doubt, then come seven
+    assert (seq.finish_reason, seq.stop_reason) == (FinishReason.STOP, "repetition_detected")
+    assert house.scheduler.statistics().num_free_blocks == 64

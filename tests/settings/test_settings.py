@@ -8,7 +8,7 @@ import pytest
 
 from trioserve.cli import main
 from trioserve.errors import SettingsError
-from trioserve.settings import Settings, load_settings
+from trioserve.settings import EarlyStopConfig, GenerationOverrides, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,35 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"dtype": "int3"}, r"dtype = 'int3': input should be 'auto', 'bfloat16'"),
         ({"max_num_seqs": 0}, r"max_num_seqs = 0: input should be greater than or equal to 1"),
         ({"block_size": 24}, r"block_size = 24: input should be a multiple of 16"),
+        (
+            {"override_generation_config": "{x"},
+            r"override_generation_config = '{x': input should be a JSON object",
+        ),
+        (
+            {"override_generation_config": '{"temprature": 1}'},
+            r"override_generation_config = .*: temprature is not one of temperature, top_p, top_k",
+        ),
+        (
+            {"override_generation_config": '{"top_p": 2}'},
+            r"override_generation_config = .*: top_p = 2: input should be less than or equal to 1",
+        ),
+        (
+            {"override_generation_config": "3"},
+            r"override_generation_config = '3': input should be a JSON object",
+        ),
+        (
+            {"early_stop_config": '{"threshold": 1}'},
+            r"early_stop_config = .*: threshold = 1: input should be less than 1",
+        ),
+        (
+            {"early_stop_config": '{"window": 1}'},
+            r"early_stop_config = .*: window is not one of enable_early_stop, strategy",
+        ),
+        ({"max_logprobs": 1001}, r"max_logprobs = 1001: input should be less than or equal to 1000"),
+        (
+            {"max_logprobs": 100, "max_num_batched_tokens": 1 << 20},
+            r"max_logprobs = 100 with max_num_batched_tokens = 1048576 makes .* lower one of them",
+        ),
         ({"max_num_batched_tokens": 8}, r"max_num_batched_tokens = 8 must be at least max_num_seqs = 128"),
     ],
 )
@@ -105,3 +134,28 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_front_starts_without_torch() -> None:
     code = "import sys, trioserve.cli, trioserve.app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("source", ["flag", "variable", "file"])
+def test_an_object_may_be_json_or_a_table(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {}
+    if source == "flag":
+        flags = {"override_generation_config": '{"temperature": 0.25, "top_k": 5}'}
+    elif source == "variable":
+        monkeypatch.setenv("TRIOSERVE_OVERRIDE_GENERATION_CONFIG", '{"temperature": 0.25, "top_k": 5}')
+    else:
+        table = "[override_generation_config]\ntemperature = 0.25\ntop_k = 5\n"
+        Path("trioserve.toml").write_text(table, encoding="utf-8")
+    wishes = load_settings(**flags).override_generation_config
+    assert wishes == GenerationOverrides(temperature=0.25, top_k=5)
+
+
+def test_an_early_stop_is_turned_on_by_either_setting() -> None:
+    assert load_settings().early_stop is None
+    assert load_settings(early_stop_config='{"window_size": 9}').early_stop is None
+    assert load_settings(enable_early_stop=True).early_stop == EarlyStopConfig(
+        window_size=3000, threshold=0.99
+    )
+    config = load_settings(early_stop_config='{"enable_early_stop": true, "window_size": 9}').early_stop
+    assert config is not None
+    assert (config.window_size, config.threshold) == (9, 0.99)

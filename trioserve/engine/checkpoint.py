@@ -29,7 +29,7 @@ class ModelFolder:
     """Rows of the embedding: every token id must be below it."""
     eos_token_ids: tuple[int, ...]
     generation_config: Mapping[str, Any]
-    """The model's own sampling defaults."""
+    """Sampling defaults, in the names of generation_config.json."""
     created: int
     """Unix time, in seconds, at which this server took it up."""
 
@@ -39,11 +39,11 @@ def open_model(settings: Settings) -> ModelFolder:
 
     Raises:
         ModelError: No such folder or repository, or its config.json is missing or damaged.
-        SettingsError: ``max_model_len`` is more than the model was made for.
+        SettingsError: ``max_model_len`` is more than the model was made for, or ``generation_config`` names nothing.
     """
     path = _folder(settings.model, settings)
     config = _read_json(path / "config.json", required=True)
-    generation_config = _read_json(path / "generation_config.json")
+    models_own = _read_json(path / "generation_config.json")
     names = settings.served_model_name or (settings.model,)
     return ModelFolder(
         name=names[0],
@@ -52,8 +52,8 @@ def open_model(settings: Settings) -> ModelFolder:
         tokenizer_path=_folder(settings.tokenizer, settings) if settings.tokenizer else path,
         max_model_len=_max_model_len(config, settings),
         vocab_size=_count(config, "vocab_size"),
-        eos_token_ids=_eos_token_ids(generation_config, config),
-        generation_config=generation_config,
+        eos_token_ids=_eos_token_ids(models_own, config),
+        generation_config=_generation_config(settings.generation_config, models_own),
         created=int(time.time()),
     )
 
@@ -81,6 +81,21 @@ def _download(name: str, settings: Settings) -> Path:
     except Exception as exc:  # the hub's client raises whatever its transport does
         raise ModelError(f"model {name!r} could not be fetched from the hub: {_first_line(exc)}") from exc
     return Path(folder)
+
+
+def _generation_config(wanted: str, models_own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The sampling defaults that the setting names; "vllm" is vLLM's word for "none"."""
+    if wanted == "auto":
+        return models_own
+    if wanted in ("none", "vllm"):
+        return {}
+    path = Path(wanted).expanduser() / "generation_config.json"
+    if not path.is_file():
+        raise SettingsError(
+            f'generation_config = {wanted!r} is neither "auto" nor "none" nor a folder with a generation_config.json: '
+            "correct it."
+        )
+    return _read_json(path)
 
 
 def _max_model_len(config: Mapping[str, Any], settings: Settings) -> int:

@@ -212,6 +212,9 @@ class Engine:
     def _deliver(self, result: StepResult) -> None:
         """Book a step and leave each sequence's delta in its mailbox. No await: a step is one moment."""
         scheduler = self._loaded()
+        for scored in result.prompt_logprobs:
+            if (stream := self._streams.get(scored.seq_id)) is not None:
+                stream.output.add_prompt_logprobs(scored)
         counted = scheduler.commit(result)
         self._num_steps += 1
         self._num_output_tokens += len(counted)

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -20,9 +21,18 @@ from trioserve.http import sse
 from trioserve.http.errors import guarded
 from trioserve.http.request_id import request_id_of
 from trioserve.http.services import ServedModel
-from trioserve.protocol.sampling import GenerationFields, params_of_choice, sampling_params
+from trioserve.protocol.sampling import (
+    GenerationFields,
+    params_of_choice,
+    params_of_prompt,
+    sampling_params,
+)
 
-_FINISH: Final = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+_FINISH: Final = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.REPETITION: "repetition",
+}
 
 
 class EventWriter(Protocol):
@@ -146,9 +156,11 @@ def prepare(
     mean_tokens = -(-sum(map(len, prompts)) // len(prompts))
     engine.check(mean_tokens, num_sequences=num_sequences)
     salt = (asked.cache_salt or "").encode()
+    encode = partial(served.renderer.tokenizer.encode, add_special_tokens=False)
+    shared = sampling_params(asked, served.defaults, room=max(rooms), encode=encode)
     sequences = []
     for prompt, room in zip(prompts, rooms, strict=True):
-        params = sampling_params(asked, served.defaults, room=room)
+        params = params_of_prompt(shared, room=room, seed=asked.seed)
         sequences += [
             Sequence(prompt, params_of_choice(params, k), priority=asked.priority or 0, cache_salt=salt)
             for k in range(n)

@@ -48,7 +48,7 @@ class Services:
                 model.generation_config,
                 vocab_size=vocab_size,
                 eos_token_ids=model.eos_token_ids,
-            ),
+            ).overridden(self.settings.override_generation_config, self.settings.early_stop),
             fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
         )
 

@@ -7,11 +7,10 @@ from msgspec import UNSET, Struct, UnsetType
 from pydantic import Field
 
 from trioserve.core.delta import TokenLogprob
-from trioserve.core.sampling import MAX_LOGPROBS
 from trioserve.errors import InvalidRequest
-from trioserve.protocol.common import FAIL_FAST, Integer, UsageBody
+from trioserve.protocol.common import FAIL_FAST, UsageBody
 from trioserve.protocol.messages import ChatMessage
-from trioserve.protocol.sampling import Count, GenerationFields
+from trioserve.protocol.sampling import Count, CountOrNone, GenerationFields
 from trioserve.settings import LimitSettings
 
 
@@ -22,7 +21,7 @@ class ChatCompletionRequest(GenerationFields):
     max_completion_tokens: Count | None = None
     """OpenAI's newer name of max_tokens; it wins."""
     logprobs: bool | None = None
-    top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: CountOrNone | None = None
 
     @property
     def num_logprobs(self) -> int | None:

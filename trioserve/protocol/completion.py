@@ -8,10 +8,9 @@ from msgspec import UNSET, Struct, UnsetType
 from pydantic import Discriminator, Field, Tag
 
 from trioserve.core.delta import TokenLogprob
-from trioserve.core.sampling import MAX_LOGPROBS
 from trioserve.errors import InvalidRequest, UnsupportedParameter
-from trioserve.protocol.common import FAIL_FAST, Integer, TokenIds, UsageBody
-from trioserve.protocol.sampling import GenerationFields
+from trioserve.protocol.common import FAIL_FAST, TokenIds, UsageBody
+from trioserve.protocol.sampling import CountOrNone, GenerationFields
 from trioserve.settings import LimitSettings
 
 DEFAULT_MAX_TOKENS = 16
@@ -50,7 +49,7 @@ class CompletionRequest(GenerationFields):
     prompt: Prompt
     echo: bool | None = None
     """Whether the text begins with the prompt."""
-    logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: CountOrNone | None = None
 
     @property
     def num_logprobs(self) -> int | None:

@@ -60,24 +60,15 @@ NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "thinking_budget": (),
     "thinking_token_budget": (),
     # sampling
-    "allowed_token_ids": (),
-    "bad_words": (),
-    "bad_words_token_ids": (),
     "early_stopping": (),
     "length_penalty": (1.0,),
     "logits_processors": (),
     "logits_processors_args": (),
-    "min_new_tokens": (),
-    "repetition_detection": (),
-    "temp_scaled_logprobs": (),
-    "top_p_normalized_logprobs": (),
     "use_beam_search": (),
     # the answer
-    "prompt_logprobs": (),
     "return_arrival_time": (),
     "return_token_ids": (),
     "return_tokens_as_token_ids": (),
-    "spaces_between_special_tokens": (True,),
     "kv_transfer_params": (),
 }
 

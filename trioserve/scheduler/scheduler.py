@@ -8,7 +8,12 @@ from trioserve._speedups.blocks import BlockPool
 from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
 from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult
 from trioserve.errors import QueueFull
+from trioserve.scheduler.repetition import STOP_REASON, watch
 from trioserve.scheduler.waiting import WaitingLine
+
+_MAX_ADMITTED_IDS: Final = 4 << 20
+"""Ids of tokens, biases and the like that one plan admits, so that its frame stays far from the limit; one sequence
+may always enter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ class Scheduler:
             seq = self._running.get(sampled.seq_id) or self._preempted_pending.get(sampled.seq_id)
             if seq is None:
                 continue  # it ended while the step ran
-            self._append(seq, sampled.token_id)
+            self._append(seq, sampled)
             counted.append((seq, sampled))
         return counted
 
@@ -195,9 +200,13 @@ class Scheduler:
         return budget
 
     def _plan_admissions(self, work: dict[int, SlotWork], admitted: list[Admission], budget: int) -> None:
+        num_ids = 0
         while budget > 0 and self._free_slots:
             seq = self._waiting.peek()
-            if seq is None or seq.num_pending_tokens or not self._admit(seq, admitted):
+            if seq is None or seq.num_pending_tokens:
+                return
+            num_ids += len(seq.token_ids) + seq.params.num_ids
+            if (admitted and num_ids > _MAX_ADMITTED_IDS) or not self._admit(seq, admitted):
                 return
             num_tokens = min(budget, seq.num_uncomputed_tokens)
             self._schedule(seq, num_tokens, [], work)
@@ -207,10 +216,10 @@ class Scheduler:
     def _admit(self, seq: Sequence, admitted: list[Admission]) -> bool:
         """Give the head of the line a slot and blocks for all its tokens, or say that there are none."""
         num_tokens, pool = len(seq.token_ids), self._pool
-        # The last token is always computed: its logits give the next one.
+        # The last token is always computed: its logits give the next one. All are where the prompt is to be scored.
         found = (
             pool.match(seq.token_ids, num_tokens - 1, seq.cache_salt)
-            if self._limits.enable_prefix_caching
+            if self._limits.enable_prefix_caching and not seq.scores_prompt
             else []
         )
         num_missing = -(-num_tokens // pool.block_size) - len(found)
@@ -280,8 +289,8 @@ class Scheduler:
 
     # --- booking ---
 
-    def _append(self, seq: Sequence, token_id: int) -> None:
-        token_ids, params = seq.token_ids, seq.params
+    def _append(self, seq: Sequence, sampled: SampledToken) -> None:
+        token_id, token_ids, params = sampled.token_id, seq.token_ids, seq.params
         token_ids.append(token_id)
         seq.num_pending_tokens -= 1
         if seq.status is SequenceStatus.WAITING:
@@ -296,6 +305,11 @@ class Scheduler:
             self.finish(seq, FinishReason.STOP)
         elif num_output >= params.max_tokens or len(token_ids) >= self._limits.max_model_len:
             self.finish(seq, FinishReason.LENGTH)
+        elif (params.repetition_detection or params.early_stop) and (
+            reason := watch(seq, is_certain=sampled.is_certain)
+        ):
+            seq.stop_reason = STOP_REASON
+            self.finish(seq, reason)
 
     def _register(self, seq: Sequence) -> None:
         """Make the blocks that are full of known tokens findable, as soon as their computation is planned."""
