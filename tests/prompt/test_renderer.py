@@ -108,7 +108,8 @@ async def test_what_stands_between_two_texts_is_asked_for(family: tuple[str, ...
     renderer = Renderer(Tokenizer(backend, special_tokens={"bos_token": "<s>"}), ChatTemplates({}))
     before, between, after = (backend.token_to_id(token) for token in family)
     (bos_id,) = await renderer.text("<s>", add_special_tokens=False)
-    hello, world = (await renderer.text(text, add_special_tokens=False) for text in ("hello", " world"))
+    hello = await renderer.text("hello", add_special_tokens=False)
+    world = await renderer.text(" world", add_special_tokens=False)
     bare = [before, *hello, between, *world, after]
     assert await renderer.infill("hello", " world") == ([bos_id] if adds_bos else []) + bare
     assert await renderer.infill("hello", " world", add_special_tokens=False) == bare
