@@ -182,7 +182,7 @@ class Completion(Struct, frozen=True, kw_only=True):
 class CompletionLogprobsWriter:
     """The logprobs of one choice, piece by piece or at once: offsets go on where the last piece ended."""
 
-    def __init__(self, *, num_top: int = MAX_LOGPROBS, as_ids: bool = False) -> None:
+    def __init__(self, *, num_top: int | None = None, as_ids: bool = False) -> None:
         self._num_top = num_top
         self._as_ids = as_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
