@@ -42,14 +42,13 @@ def ids_of(text: str, house: House) -> list[int]:
 )
 async def test_streamed_equals_whole(path: str, fields: dict[str, Any], autojump_clock: MockClock) -> None:
     fields = dict(fields)
-    options = {
-        name: fields.pop(name) for name in ("include_obfuscation", "continuous_usage_stats") if name in fields
-    }
+    of_streams = ("include_obfuscation", "continuous_usage_stats")
+    options: dict[str, Any] = {name: fields.pop(name) for name in of_streams if name in fields}
     if num := fields.pop("with_logprobs", None):
         fields["logprobs"] = True if path == CHAT else num
         if path == CHAT:
             fields["top_logprobs"] = num
-    body = {**BODIES[path], "max_tokens": 40, **fields}
+    body: dict[str, Any] = {**BODIES[path], "max_tokens": 40, **fields}
     async with open_house() as house:
         whole = await house.json(path, {**body, "cache_salt": "a"})
         stream_options = {"include_usage": True, **options}
