@@ -216,6 +216,14 @@ class LimitSettings(SettingsGroup):
     """Tokens of the longest pattern that repetition_detection may name."""
     request_timeout_s: Seconds = 3600.0
     """Time a request may take in all; 0: no limit."""
+    strict_requests: bool = False
+    """Whether fields that no server defines are refused, instead of ignored."""
+    trust_request_chat_template: bool = False
+    """Whether a request may bring its own chat template; it is rendered in a process of its own."""
+    template_timeout_s: Seconds = 5.0
+    """Time that such a template may take."""
+    template_memory_bytes: int = Field(default=256 << 20, ge=1 << 20)
+    """Memory that such a template may take."""
 
 
 class ServerSettings(SettingsGroup):
@@ -237,6 +245,8 @@ class ServerSettings(SettingsGroup):
     """Time an idle connection stays open."""
     sse_keep_alive_s: Seconds = 15.0
     """Silence after which a stream sends a comment, so that proxies keep it open; 0: never."""
+    stream_arrival_time: bool = False
+    """Whether every chunk of a stream says how long after the request it came, as if all asked for it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lines of less weight are left out."""
     log_format: Literal["auto", "text", "json"] = "auto"

@@ -41,8 +41,13 @@ async def test_an_answer_has_openais_form(autojump_clock: MockClock) -> None:
         "prompt_tokens": PROMPT_TOKENS,
         "completion_tokens": 12,
         "total_tokens": PROMPT_TOKENS + 12,
-        "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 

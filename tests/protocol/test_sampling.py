@@ -359,11 +359,6 @@ def test_a_known_field_that_is_not_obeyed_is_refused_unless_it_asks_for_nothing(
     assert info.value.param == name
 
 
-@pytest.mark.parametrize("name", ["continuous_usage_stats", "include_obfuscation"])
-def test_stream_options_that_are_not_obeyed_are_refused(name: str) -> None:
-    assert refusal(stream=True, stream_options={name: True}).param == f"stream_options.{name}"
-
-
 def test_fields_that_nobody_defines_are_ignored() -> None:
     assert params(seed=1, injected_by_a_router={"a": 1}, prompt_cache_key="k") == params(seed=1)
     assert params(seed=1, __class__="x", model_extra=2, model_config=3) == params(seed=1)

@@ -114,6 +114,11 @@ class Engine:
         """Tokens of prompt and answer together."""
         return self.model.max_model_len
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What each token stands for."""
+        return self._vocabulary
+
     @contextmanager
     def stream(self, sequences: list[Sequence]) -> Iterator[Mailbox]:
         """Run the choices of one request for as long as the block is open; leaving it early aborts them."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol
 
+import msgspec
 import trio
+from msgspec import UNSET, UnsetType
 from quart import Response, request
 
 from trioserve.core.delta import OutputDelta, merge
@@ -55,12 +57,22 @@ class Heading:
     id: str
     model: str
     fingerprint: str
+    service_tier: str | UnsetType = UNSET
+    """Where the request named one."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, served: ServedModel, asked_model: str | None, *, prefix: str) -> "Heading":
+    def of(
+        cls,
+        served: ServedModel,
+        asked_model: str | None,
+        *,
+        prefix: str,
+        service_tier: str | UnsetType = UNSET,
+    ) -> "Heading":
         """A heading with a new id."""
-        return cls(prefix + uuid.uuid4().hex, served.answer_name(asked_model), served.fingerprint)
+        name = served.answer_name(asked_model)
+        return cls(prefix + uuid.uuid4().hex, name, served.fingerprint, service_tier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,7 @@ class Generation:
 
     engine: Engine
     sequences: list[Sequence]
-    """Choice k of prompt p is number p * n + k."""
+    """Try k of prompt p is number p * num_tries + k; usually every try is a choice."""
     deadline: float
     """On trio's clock."""
     time_limit_s: float
@@ -137,14 +149,19 @@ def prepare(
     param: str,
     started_at: float,
     time_limit_s: float,
+    num_tries: int | None = None,
+    num_prompt_logprobs: int | None = None,
 ) -> Generation:
     """Check that the engine takes ``prompts``, which came in the field ``param``, and make their sequences.
 
+    Args:
+        num_tries: Sequences to each prompt, where there are to be more than choices.
+        num_prompt_logprobs: Alternatives to compute for each token of the prompts, where they are wanted.
     Raises:
         RequestError: A prompt is too long, or a parameter does not fit the model.
         TryAgain: Nothing is served now, or too much waits already.
     """
-    engine, n = served.engine, asked.num_choices
+    engine, n = served.engine, num_tries or asked.num_choices
     num_sequences = len(prompts) * n
     for prompt in prompts:
         _check_token_ids(prompt, served.defaults.vocab_size, param)
@@ -161,6 +178,8 @@ def prepare(
     sequences = []
     for prompt, room in zip(prompts, rooms, strict=True):
         params = params_of_prompt(shared, room=room, seed=asked.seed)
+        if num_prompt_logprobs is not None:
+            params = msgspec.structs.replace(params, prompt_logprobs=num_prompt_logprobs)
         sequences += [
             Sequence(prompt, params_of_choice(params, k), priority=asked.priority or 0, cache_salt=salt)
             for k in range(n)

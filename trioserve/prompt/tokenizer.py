@@ -1,6 +1,5 @@
 """Text to token ids, equal to transformers' tokenizer of the same folder, without transformers."""
 
-import json
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Final
 import tokenizers
 
 from trioserve.errors import ModelError, UnsupportedTokenizer
+from trioserve.prompt.files import read_json
 
 SPECIAL_TOKEN_NAMES: Final = (
     "bos_token",
@@ -32,6 +32,13 @@ class Tokenizer:
         """By name, such as ``bos_token``; chat templates see them."""
         self.vocab_size = _vocab_size(backend)
         """Every id is below it."""
+
+    @property
+    def leading_tokens(self) -> list[int]:
+        """What the model wants before a plain text: its first token, or nothing."""
+        around = self.encode("", add_special_tokens=True)
+        bos = self.special_tokens.get("bos_token")
+        return around[:1] if around and bos is not None and self.backend.id_to_token(around[0]) == bos else []
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The ids of ``text``; with ``add_special_tokens`` what the model wants around a plain text is added."""
@@ -80,23 +87,6 @@ def _load_with_transformers(path: Path) -> Tokenizer:
             f"{path} has a tokenizer of the kind {type(slow).__name__}, which has no tokenizer.json form"
         )
     return Tokenizer(backend, special_tokens=slow.special_tokens_map)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``, empty where there is no such file.
-
-    Raises:
-        ModelError: It cannot be read.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"{path} cannot be read: {exc}") from exc
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object.")
-    return value
 
 
 def _token_text(token: Any) -> str | None:

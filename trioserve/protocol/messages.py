@@ -65,10 +65,6 @@ class ChatMessage(WireModel):
             InvalidRequest: Content is missing where the role needs some.
             UnsupportedParameter: A part is not text.
         """
-        if self.content is None and self.role != "assistant":
-            raise InvalidRequest(
-                f"{param}.content: a {self.role} message needs content", param=f"{param}.content"
-            )
         message: dict[str, Any] = {
             **(self.model_extra or {}),
             "role": self.role,
@@ -82,13 +78,28 @@ class ChatMessage(WireModel):
             message["tool_calls"] = [_tool_call(call) for call in self.tool_calls]
         return message
 
+    def text(self, param: str) -> str:
+        """The content as one text; ``param`` and errors as for ``for_template``."""
+        content = self._content(param)
+        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
     def _content(self, param: str) -> str | list[dict[str, str]]:
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return [
-            {"type": "text", "text": _text_of(part, f"{param}.content.{i}")}
-            for i, part in enumerate(self.content)
-        ]
+        if self.content is None and self.role != "assistant":
+            raise InvalidRequest(
+                f"{param}.content: a {self.role} message needs content", param=f"{param}.content"
+            )
+        return text_content(self.content or "", f"{param}.content")
+
+
+def text_content(content: str | list[ContentPart], param: str) -> str | list[dict[str, str]]:
+    """Content as templates want it; ``param`` is its path in the request.
+
+    Raises:
+        InvalidRequest, UnsupportedParameter: A part has no text, or is not meant to.
+    """
+    if isinstance(content, str):
+        return content
+    return [{"type": "text", "text": _text_of(part, f"{param}.{i}")} for i, part in enumerate(content)]
 
 
 def _text_of(part: ContentPart, param: str) -> str:

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from trioserve.core.sampling import GREEDY_BELOW, EarlyStop, RepetitionDetection, SamplingParams
 from trioserve.errors import InvalidRequest
 from trioserve.protocol.common import FAIL_FAST, Integer, TextOrTexts, TokenId, TokenIds, WireModel, shown
-from trioserve.protocol.unsupported import STREAM_OPTIONS_NOT_OBEYED, refuse_unsupported
+from trioserve.protocol.unsupported import refuse_unsupported
 from trioserve.settings import EarlyStopConfig, GenerationOverrides, LimitSettings
 
 _MAX_TEMPERATURE: Final = 1e4
@@ -61,6 +61,10 @@ class StreamOptions(WireModel):
 
     include_usage: bool | None = None
     """Whether a last chunk carries the usage."""
+    continuous_usage_stats: bool | None = None
+    """Whether every chunk carries the usage up to it."""
+    include_obfuscation: bool | None = None
+    """Whether chunks are padded, so that their lengths tell nothing of their texts."""
 
 
 class RepetitionFields(WireModel):
@@ -194,7 +198,8 @@ class GenerationFields(WireModel):
             UnsupportedParameter: A known field that is not obeyed asks for something.
         """
         refuse_unsupported(self.model_extra)
-        self._check_stream_options()
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
         if self.num_choices > limits.max_n:
             raise InvalidRequest(f"n: at most {limits.max_n} choices, not {self.num_choices}", param="n")
         self._check_metadata()
@@ -246,15 +251,6 @@ class GenerationFields(WireModel):
                 _refuse(name, f"at most {limits.max_bad_word_length} {unit} a word", longest)
             if len(named) > limits.max_bad_words:
                 _refuse(name, f"at most {limits.max_bad_words} words", len(named))
-
-    def _check_stream_options(self) -> None:
-        if self.stream_options is None:
-            return
-        if not self.stream:
-            raise InvalidRequest("stream_options is only allowed with stream: true", param="stream_options")
-        refuse_unsupported(
-            self.stream_options.model_extra, table=STREAM_OPTIONS_NOT_OBEYED, prefix="stream_options."
-        )
 
 
 @dataclass(frozen=True, slots=True)
