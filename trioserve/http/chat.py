@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Sequence as SequenceOf
+from functools import partial
 
 import msgspec
 import trio
@@ -12,6 +13,7 @@ from trioserve.http import sse
 from trioserve.http.body import read_json_body
 from trioserve.http.generation import Heading, finish_reason_of, prepare
 from trioserve.http.services import Services
+from trioserve.http.stored import Keeper
 from trioserve.protocol.chat import (
     AssistantMessage,
     ChatChoice,
@@ -31,6 +33,7 @@ async def chat_completions(services: Services) -> Response:
     settings = services.settings
     asked = parse(ChatCompletionRequest, await read_json_body(request, settings))
     asked.check(settings)
+    keeper = Keeper(services, asked)
     served = services.model
     limit = served.engine.max_model_len
     prompt = await served.renderer.chat(asked.template_messages(), max_tokens=limit)
@@ -43,10 +46,13 @@ async def chat_completions(services: Services) -> Response:
         time_limit_s=settings.request_timeout_s,
     )
     heading = Heading.of(served, asked.model, prefix="chatcmpl-")
+    answer_of = partial(chat_answer, heading, with_logprobs=asked.num_logprobs is not None)
     if asked.stream:
         writer = ChatWriter(heading, num_choices=asked.num_choices, include_usage=asked.include_usage)
-        return generation.response(writer, keep_alive_s=settings.sse_keep_alive_s)
-    answer = chat_answer(heading, await generation.results(), with_logprobs=asked.num_logprobs is not None)
+        kept = keeper.beside(writer, asked.num_choices, answer_of)
+        return generation.response(kept, keep_alive_s=settings.sse_keep_alive_s)
+    answer = answer_of(await generation.results())
+    keeper.keep(answer)
     return Response(msgspec.json.encode(answer), content_type="application/json")
 
 

@@ -21,6 +21,8 @@ class ChatCompletionRequest(GenerationFields):
     messages: Annotated[list[ChatMessage], FAIL_FAST, Field(min_length=1)]
     max_completion_tokens: Count | None = None
     """OpenAI's newer name of max_tokens; it wins."""
+    store: bool | None = None
+    """Whether the answer is kept for GET /v1/chat/completions/{id}, with ``metadata``."""
     logprobs: bool | None = None
     top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 

@@ -12,6 +12,7 @@ from trioserve.core.sampling import MAX_LOGPROBS
 from trioserve.errors import InvalidRequest, UnsupportedParameter
 from trioserve.protocol.common import FAIL_FAST, Integer, TokenIds, UsageBody
 from trioserve.protocol.sampling import GenerationFields
+from trioserve.protocol.unsupported import COMPLETIONS_NOT_OBEYED, refuse_unsupported
 from trioserve.settings import LimitSettings
 
 DEFAULT_MAX_TOKENS = 16
@@ -72,6 +73,7 @@ class CompletionRequest(GenerationFields):
 
     def check(self, limits: LimitSettings) -> None:
         super().check(limits)
+        refuse_unsupported(self.model_extra, table=COMPLETIONS_NOT_OBEYED)
         num_choices = len(self.prompts) * self.num_choices
         if num_choices > limits.max_n:
             raise InvalidRequest(

@@ -26,7 +26,6 @@ NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "reasoning_effort": ("none",),
     "response_format": (_TEXT_FORMAT,),
     "service_tier": ("auto", "default"),
-    "store": (),
     "tool_choice": ("none", "auto"),
     "tools": (),
     "verbosity": ("medium",),
@@ -80,6 +79,9 @@ NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "spaces_between_special_tokens": (True,),
     "kv_transfer_params": (),
 }
+
+COMPLETIONS_NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {"store": ()}
+"""Of text completions only: chat obeys it."""
 
 STREAM_OPTIONS_NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "continuous_usage_stats": (),
