@@ -115,8 +115,8 @@ def test_the_conversation_is_kept_too(client: openai.OpenAI) -> None:
     assert [message.role for message in found] == ["system", "user", "assistant", "user"]
     assert [message.content for message in found] == ["Be brief.", None, "Hi.", "What is 2 + 2?"]
     assert found[1].content_parts
-    assert (found[1].content_parts[0].type, len(found[1].content_parts)) == ("text", 1)
-    assert found[1].content_parts[0].text == "Hello"
+    (part,) = found[1].content_parts
+    assert part.type == "text" and part.text == "Hello"
     assert [message.id for message in messages.list(answer.id, order="desc", limit=1).data] == [found[3].id]
     assert [message.id for message in messages.list(answer.id, after=found[1].id)] == [
         found[2].id,

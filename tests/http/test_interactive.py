@@ -381,7 +381,7 @@ async def test_a_bad_field_is_named(fields: dict[str, Any], param: str, autojump
 
 async def test_what_asks_for_nothing_is_fine(autojump_clock: MockClock) -> None:
     async with open_house() as house:
-        nothing = dict.fromkeys(
+        nothing: dict[str, Any] = dict.fromkeys(
             (
                 "stop",
                 "top_p",
@@ -402,7 +402,7 @@ async def test_what_asks_for_nothing_is_fine(autojump_clock: MockClock) -> None:
         await turn(house, "a", **nothing, spaces_between_special_tokens=True, unheard_of=1)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from(sorted({*GenerateRequest.model_fields, "adapter_name", "image_url"})),
