@@ -58,6 +58,8 @@ class Application:
         await receive()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_engine)
+            if self.settings.enable_store:
+                nursery.start_soon(self._run_store)
             await send({"type": "lifespan.startup.complete"})
             await receive()
             nursery.cancel_scope.cancel()
@@ -76,6 +78,12 @@ class Application:
             # A bug. Whoever waits must hear of it, and the process must end: no silent server without an engine.
             logger.exception("the engine stopped unexpectedly")
             give_up(engine, self.lifecycle, "the engine stopped unexpectedly", EXIT_ENGINE)
+
+    async def _run_store(self) -> None:
+        try:
+            await self._services.completions.run()
+        except SettingsError as exc:
+            give_up(self._services.engine, self.lifecycle, str(exc), EXIT_SETTINGS)
 
     def _load(self) -> Engine:
         """Everything of the model that the front holds. Blocks."""

@@ -45,9 +45,9 @@ def test_a_text_is_worth_as_much_read_as_written(client: openai.OpenAI) -> None:
         assert token == max(top, key=lambda name: top[name])
     conversation = client.chat.completions.create(
         model="builtin",
-        messages=CAPITAL,
+        messages=CAPITAL,  # type: ignore[arg-type]
         max_tokens=1,
-        extra_body={"prompt_logprobs": 1},  # type: ignore[arg-type]
+        extra_body={"prompt_logprobs": 1},
     )
     first, *others = conversation.prompt_logprobs  # type: ignore[attr-defined]
     assert first is None

@@ -133,6 +133,22 @@ async def test_logprobs_come_with_their_tokens(autojump_clock: MockClock) -> Non
     assert [top.logprob for top in delta.logprobs[0].top] == [-0.5, -1.5]
 
 
+async def test_a_sequence_that_is_stopped_ends_like_any_other(autojump_clock: MockClock) -> None:
+    engine = make_engine(max_num_seqs=1, max_num_batched_tokens=64)
+    async with supervised(engine, make_executor()):
+        running, waiting = sequence(0, max_tokens=200), sequence(1, max_tokens=200)
+        with engine.stream([running, waiting]) as mailbox:
+            first = (await mailbox.receive())[0][1]
+            engine.stop([running, waiting, sequence(5)])
+            counts = engine.statistics()
+            assert (counts.num_streams, counts.num_running, counts.num_waiting) == (0, 0, 0)
+            assert counts.num_free_blocks == counts.num_blocks
+            deltas = await read_all(mailbox)
+        engine.stop([running, waiting])
+    assert first.text == "b" and {delta.finish_reason for delta in deltas.values()} == {FinishReason.STOP}
+    assert [deltas[i].usage.num_output_tokens for i in (0, 1)] == [1, 0]
+
+
 async def test_leaving_the_stream_frees_the_blocks(autojump_clock: MockClock) -> None:
     engine = make_engine()
     async with supervised(engine, make_executor(num_blocks=16)):

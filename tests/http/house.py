@@ -219,6 +219,7 @@ async def open_house(
         nursery.start_soon(run)
         while lifecycle.state is ServerState.STARTING:
             await lifecycle.wait_changed()
+        nursery.start_soon(services.completions.run)
         services.serve(engine, Renderer(_TOKENIZER, templates))
         yield House(app, engine, executor, services)
         nursery.cancel_scope.cancel()

@@ -54,7 +54,7 @@ async def test_they_have_vllms_form_in_vllms_places(autojump_clock: MockClock) -
 
 
 async def test_an_echo_with_logprobs_scores_the_prompt(autojump_clock: MockClock) -> None:
-    """As lm-eval-harness asks: what the last token but the generated one was worth, and whether it was the likeliest."""
+    """As lm-eval-harness asks: what each token of the prompt was worth, and whether it was the likeliest."""
     async with open_house() as house:
         body = {"prompt": "abc", "echo": True, "logprobs": 1, "max_tokens": 1}
         choice = (await house.json(TEXT, body))["choices"][0]

@@ -191,9 +191,9 @@ def test_hints_are_taken() -> None:
         prompt_cache_retention="24h",
         prediction={"type": "content", "content": "x"},
     )
-    assert request.min_tokens == 20
-    assert chat(metadata={"min_tokens": 20}, min_tokens=0).min_tokens == 0
-    assert chat(metadata=None).min_tokens is None
+    assert request.min_output_tokens == 20
+    assert chat(metadata={"min_tokens": 20}, min_tokens=0).min_output_tokens == 0
+    assert chat(metadata=None).min_output_tokens == 0
 
 
 @pytest.mark.parametrize("name", sorted(CHAT_ONLY))

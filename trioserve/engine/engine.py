@@ -137,11 +137,18 @@ class Engine:
             self._sequence_s += 0.1 * (trio.current_time() - started_at - self._sequence_s)
             self._work.set()
 
+    def stop(self, sequences: list[Sequence]) -> None:
+        """End those of ``sequences`` that run or wait, as if their answers had ended there."""
+        for seq in sequences:
+            if (stream := self._streams.get(seq.seq_id)) is not None:
+                self._end(stream, FinishReason.STOP)
+        self._work.set()
+
     def abort(self, error: str) -> int:
         """End every sequence with an error that says ``error`` to its client; returns how many there were."""
         streams = list(self._streams.values())
         for stream in streams:
-            self._fail(stream, error)
+            self._end(stream, FinishReason.ERROR, error)
         return len(streams)
 
     def statistics(self) -> EngineStatistics:
@@ -260,13 +267,14 @@ class Engine:
         """The ranks are gone: fail what ran on them, keep what waits."""
         self._in_flight.clear()
         for seq in self._loaded().lose_ranks():
-            self._fail(self._streams[seq.seq_id], "the model's process ended while it worked on this request")
+            error = "the model's process ended while it worked on this request"
+            self._end(self._streams[seq.seq_id], FinishReason.ERROR, error)
 
-    def _fail(self, stream: _Stream, error: str) -> None:
+    def _end(self, stream: _Stream, reason: FinishReason, error: str | None = None) -> None:
         seq = stream.output.seq
-        self._loaded().finish(seq, FinishReason.ERROR)
+        self._loaded().finish(seq, reason)
         del self._streams[seq.seq_id]
-        stream.mailbox.put_nowait(stream.index, stream.output.ended(FinishReason.ERROR, error))
+        stream.mailbox.put_nowait(stream.index, stream.output.ended(reason, error))
 
     def _loaded(self) -> Scheduler:
         if self._scheduler is None:

@@ -10,15 +10,30 @@ from quart_trio import QuartTrio
 from trioserve.http.chat import chat_completions
 from trioserve.http.completions import completions
 from trioserve.http.errors import on_error
+from trioserve.http.held import releasing
+from trioserve.http.interactive import chat_interactive
 from trioserve.http.models import get_model, list_models
 from trioserve.http.probes import health, live, ready, version
 from trioserve.http.request_id import HEADER, request_id_of
 from trioserve.http.services import Services
+from trioserve.http.stored import (
+    delete_stored,
+    get_stored,
+    list_stored,
+    list_stored_messages,
+    update_stored,
+)
 
 Handler = Callable[..., Awaitable[Response]]
 
 ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/chat/interactive", chat_interactive),
+    ("GET", "/v1/chat/completions", list_stored),
+    ("GET", "/v1/chat/completions/<completion_id>", get_stored),
+    ("GET", "/v1/chat/completions/<completion_id>/messages", list_stored_messages),
+    ("POST", "/v1/chat/completions/<completion_id>", update_stored),
+    ("DELETE", "/v1/chat/completions/<completion_id>", delete_stored),
     ("POST", "/v1/completions", completions),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/<path:model_id>", get_model),
@@ -51,6 +66,7 @@ def create_app(services: Services) -> QuartTrio:
         )
     app.register_error_handler(Exception, on_error)
     app.after_request(partial(_finish, services))
+    app.asgi_app = releasing(app.asgi_app)  # type: ignore[assignment,method-assign]  # as Quart's documents advise
     return app
 
 

@@ -12,6 +12,7 @@ from trioserve.http import sse
 from trioserve.http.exchange import Exchange, open_exchange
 from trioserve.http.generation import finish_reason_of
 from trioserve.http.services import Services
+from trioserve.http.stored import Keeper
 from trioserve.http.writer import CompletionsWriter, PromptPart
 from trioserve.prompt.foreign import RequestTemplate
 from trioserve.protocol.answer import PromptLogprobs
@@ -34,10 +35,11 @@ ChatExchange = Exchange[ChatCompletionRequest]
 async def chat_completions(services: Services) -> Response:
     """Answer a conversation, as one JSON object or as a stream of chunks."""
     exchange = await open_exchange(services, ChatCompletionRequest)
+    keeper = Keeper(services, exchange.asked)
     prompt = exchange.truncated(await _prompt(exchange))
     generation = exchange.prepare([prompt], param=_param_of_prompt(exchange.asked))
     writer = ChatWriter(exchange, exchange.heading("chatcmpl-"), [prompt])
-    return await exchange.answer(generation, writer)
+    return await exchange.answer(generation, keeper.beside(writer))
 
 
 async def _prompt(exchange: ChatExchange) -> list[int]:

@@ -105,10 +105,12 @@ class Generation:
 
     def response(self, writer: EventWriter, *, keep_alive_s: float) -> Response:
         """The answer that streams what ``writer`` makes of the deltas."""
-        return sse.response(guarded(self._events(writer, keep_alive_s=keep_alive_s), self.request_id))
+        return sse.response(guarded(self.events(writer, keep_alive_s=keep_alive_s), self.request_id))
 
-    async def _events(self, writer: EventWriter, *, keep_alive_s: float) -> AsyncGenerator[bytes, None]:
-        """What ``writer`` makes of the deltas, as they come; a comment after ``keep_alive_s`` of silence."""
+    async def events(
+        self, writer: EventWriter, *, keep_alive_s: float, keep_alive: bytes = sse.KEEP_ALIVE
+    ) -> AsyncGenerator[bytes, None]:
+        """What ``writer`` makes of the deltas, as they come; ``keep_alive`` after ``keep_alive_s`` of silence."""
         silence_s = keep_alive_s or math.inf
         with self.engine.stream(self.sequences) as mailbox:
             if opening := writer.opening():
@@ -118,7 +120,7 @@ class Generation:
                 deltas = await self._receive(mailbox, until=silent_at)
                 data = b"".join([writer.feed(index, delta) for index, delta in deltas])
                 if not data and trio.current_time() >= silent_at:
-                    data = sse.KEEP_ALIVE
+                    data = keep_alive
                 if data:
                     yield data
                     silent_at = trio.current_time() + silence_s

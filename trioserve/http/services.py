@@ -3,6 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
+import trio
+
 import trioserve
 from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle
@@ -10,6 +12,8 @@ from trioserve.errors import NotReady
 from trioserve.prompt.renderer import Renderer
 from trioserve.protocol.sampling import SamplingDefaults
 from trioserve.settings import Settings
+from trioserve.store.completions import CompletionStore
+from trioserve.store.sessions import SessionTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,17 @@ class Services:
         self.settings = settings
         self.lifecycle = lifecycle
         self._model: ServedModel | None = None
+        self.completions = CompletionStore(
+            settings.store_path,
+            max_count=settings.max_stored_completions,
+            max_bytes=settings.max_stored_bytes,
+        )
+        self.sessions = SessionTable(
+            max_count=settings.max_sessions,
+            max_bytes=settings.max_session_bytes,
+            ttl_s=settings.session_ttl_s,
+            clock=trio.current_time,
+        )
 
     def serve(self, engine: Engine, renderer: Renderer) -> None:
         """Answer requests with ``engine`` from now on."""

@@ -56,6 +56,8 @@ class ChatCompletionRequest(AnswerFields):
     """The prompt in ids; wins over ``messages``."""
     max_completion_tokens: Count | None = None
     """OpenAI's newer name of max_tokens; it wins."""
+    store: bool | None = None
+    """Whether the answer is kept for GET /v1/chat/completions/{id}, with ``metadata``."""
     logprobs: bool | None = None
     top_logprobs: CountOrNone | None = None
     echo: bool | None = None

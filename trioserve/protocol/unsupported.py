@@ -24,7 +24,6 @@ NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "moderation": (),
     "reasoning_effort": ("none",),
     "response_format": (_TEXT_FORMAT,),
-    "store": (),
     "tool_choice": ("none", "auto"),
     "tools": (),
     "web_search_options": (),
@@ -77,6 +76,7 @@ CHAT_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "enable_thinking": (),
     "max_completion_tokens": (),
     "prediction": (),
+    "store": (),
     "top_logprobs": (0,),
     "verbosity": ("medium",),
 }
