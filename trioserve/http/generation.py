@@ -131,9 +131,10 @@ def prepare(
     """Check that the engine takes ``prompts``, which came in the field ``param``, and make their sequences.
 
     Raises:
-        RequestError: A prompt is too long, or a parameter does not fit the model.
+        RequestError: A prompt is too long, a parameter does not fit the model, or another model is asked for.
         TryAgain: Nothing is served now, or too much waits already.
     """
+    served.check_name(asked.model)
     engine, n = served.engine, asked.num_choices
     num_sequences = len(prompts) * n
     for prompt in prompts:
