@@ -47,7 +47,7 @@ class Application:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
-            await self._http(scope, receive, send)  # type: ignore[arg-type]  # ASGI's types are the caller's affair
+            await self._http(scope, receive, send)
 
     def abort(self, reason: str) -> int:
         """End every running request with an error that says ``reason``; returns how many sequences there were."""

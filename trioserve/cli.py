@@ -64,7 +64,7 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     if field.annotation is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
     elif isinstance(field.default, tuple):
-        group.add_argument(flag, nargs="+", metavar="NAME", **options)
+        group.add_argument(flag, nargs="+", action="extend", metavar="NAME", **options)
     else:
         group.add_argument(flag, metavar=name.rsplit("_", 1)[-1].upper(), **options)
 

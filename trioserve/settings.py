@@ -4,6 +4,7 @@ The classes are the groups of ``trioserve serve --help``; all fields share one f
 ``max_num_seqs``, ``TRIOSERVE_MAX_NUM_SEQS`` and ``--max-num-seqs`` are the same setting.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -106,6 +108,39 @@ class EarlyStopConfig(JsonObject):
     """Probability above which a token is certain."""
 
 
+SECRETS = frozenset({"api_key", "ssl_keyfile_password"})
+"""Settings whose values no message repeats and no rank inherits."""
+SECRET_VARIABLES = frozenset(ENV_PREFIX + name.upper() for name in SECRETS)
+
+
+def _split(value: Any) -> Any:
+    """The items of a text, or of each of several: separated by commas or spaces, or a JSON list as vLLM takes it.
+
+    Raises:
+        ValueError: There is a text but nothing in it, as when a variable was meant to be filled in and is empty.
+    """
+    if not isinstance(value, str | list | tuple) or value in ([], ()):
+        return value
+    items: list[Any] = []
+    for text in [value] if isinstance(value, str) else value:
+        if isinstance(text, str) and not text.lstrip().startswith("["):
+            items += text.replace(",", " ").split()
+        elif isinstance(text, str):
+            items += json.loads(text)
+        else:
+            items.append(text)
+    if not items:
+        raise ValueError("it is given and holds nothing; leave it out instead")
+    return items
+
+
+Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Keys = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+|null|\*")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+
+
 class SettingsGroup(BaseModel):
     """A heading of ``trioserve serve --help``: its docstring is the title, its attributes' docstrings the help."""
 
@@ -192,6 +227,8 @@ class LimitSettings(SettingsGroup):
     """Prompt tokens that may wait; above it new requests get 429."""
     max_body_bytes: Count = 16 << 20
     """Of a request's body; a longer one gets 413."""
+    max_header_bytes: int = Field(default=32 * 1024, ge=1024, le=1 << 20)
+    """Of a request's line and headers, 32 for each header besides; a longer one gets 431."""
     body_timeout_s: Seconds = 60.0
     """Time a client has to send the body."""
     max_messages: Count = 2048
@@ -272,16 +309,98 @@ class ServerSettings(SettingsGroup):
     """auto: text on a terminal, one JSON object a line elsewhere."""
 
 
+class AccessSettings(SettingsGroup):
+    """Access"""
+
+    api_key: Keys = ()
+    """Keys, of which every request but those to /live and /ready must carry one; processes see flags, not variables."""
+    api_key_file: Path | None = None
+    """More keys, one a line, # before comments; read again when it changes."""
+    allowed_origins: Items = ()
+    """Origins whose pages may use this server (CORS), such as https://chat.example; * for all, none by default."""
+    allowed_methods: Items = ()
+    """What these pages may send; by default every method of the routes."""
+    allowed_headers: Items = ()
+    """Headers that these pages may send; by default those that they ask for."""
+    allow_credentials: bool = False
+    """Whether browsers may send these pages' cookies along; not with allowed_origins = *."""
+    ssl_certfile: Path | None = None
+    """Certificate chain in PEM form: serve HTTPS."""
+    ssl_keyfile: Path | None = None
+    """Private key; by default in ssl_certfile."""
+    ssl_keyfile_password: SecretStr | None = None
+    """Of the private key."""
+    ssl_ca_certs: Path | None = None
+    """Authorities that clients' certificates must be signed by; with ssl_cert_reqs."""
+    ssl_cert_reqs: int = Field(default=0, ge=0, le=2)
+    """Clients' certificates: 0 not asked for, 1 optional, 2 required."""
+    root_path: str = ""
+    """Prefix under which a proxy shows this server, such as /llm; the proxy may strip it or leave it."""
+    forwarded_allow_ips: Items = ()
+    """Proxies whose X-Forwarded-For names the client in the access log: addresses, networks, or * for all."""
+    strict_model: bool = False
+    """Whether requests must name a served model; always so where there are several served_model_name."""
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        origins = tuple(origin.lower().rstrip("/") for origin in origins)
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} should be like https://chat.example:8443, without a path, or *")
+        return origins
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if not _ROOT_PATH.fullmatch(path):
+            raise ValueError("it should be like /llm: a slash first, no empty, encoded or special parts")
+        return path
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _check_proxies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name != "*":
+                ipaddress.ip_network(name, strict=False)
+        return names
+
+    @model_validator(mode="after")
+    def _check_access(self) -> Self:
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ValueError(
+                "allow_credentials cannot go with allowed_origins = *, as any page could act for its visitor: "
+                "name the origins"
+            )
+        tls = ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs", "ssl_cert_reqs")
+        lonely = [name for name in tls if getattr(self, name)]
+        if lonely and self.ssl_certfile is None:
+            raise ValueError(f"{lonely[0]} needs ssl_certfile")
+        if bool(self.ssl_ca_certs) != bool(self.ssl_cert_reqs):
+            raise ValueError("ssl_ca_certs and ssl_cert_reqs = 1 or 2 need each other")
+        return self
+
+
 GROUPS: tuple[type[SettingsGroup], ...] = (
     ModelSettings,
     EngineSettings,
     LimitSettings,
     StateSettings,
     ServerSettings,
+    AccessSettings,
 )
 
 
-class Settings(BaseSettings, ServerSettings, StateSettings, LimitSettings, EngineSettings, ModelSettings):
+class Settings(
+    BaseSettings,
+    AccessSettings,
+    ServerSettings,
+    StateSettings,
+    LimitSettings,
+    EngineSettings,
+    ModelSettings,
+):
     """Everything an operator can set."""
 
     model_config = SettingsConfigDict(
@@ -367,4 +486,6 @@ def _describe(error: Any) -> str:
         return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
         return f"{name} is not a setting; correct the name or remove it"
-    return f"{name} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    given = name if name.partition(".")[0] in SECRETS else f"{name} = {error['input']!r}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{given}: {message[0].lower()}{message[1:]}"

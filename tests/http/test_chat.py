@@ -189,9 +189,9 @@ async def test_an_answer_may_fill_the_context_and_no_more(autojump_clock: MockCl
 
 async def test_the_name_asked_for_comes_back_where_it_is_served(autojump_clock: MockClock) -> None:
     async with open_house(names=("first", "org/second")) as house:
-        for asked, given in (("org/second", "org/second"), ("null", "first"), (None, "first")):
-            answer = await house.json(PATH, {"messages": HI, "max_tokens": 1, "model": asked})
-            assert answer["model"] == given
+        for name in ("org/second", "first"):
+            answer = await house.json(PATH, {"messages": HI, "max_tokens": 1, "model": name})
+            assert answer["model"] == name
 
 
 async def test_cached_tokens_are_counted(autojump_clock: MockClock) -> None:

@@ -2,16 +2,20 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from quart import Response, request
 from quart_trio import QuartTrio
 
+from trioserve.errors import SettingsError
 from trioserve.http.chat import chat_completions
 from trioserve.http.completions import completions
+from trioserve.http.cors import Cors
+from trioserve.http.door import Door, under_root_path
 from trioserve.http.errors import on_error
 from trioserve.http.held import releasing
 from trioserve.http.interactive import chat_interactive
+from trioserve.http.keys import Keyring
 from trioserve.http.models import get_model, list_models
 from trioserve.http.probes import health, live, ready, version
 from trioserve.http.request_id import HEADER, request_id_of
@@ -44,9 +48,26 @@ ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
 )
 
 
-def create_app(services: Services) -> QuartTrio:
-    """The application; it may be served before the model is loaded."""
-    app = QuartTrio("trioserve", static_folder=None)
+class HttpApp(QuartTrio):
+    """Quart, told the path as ASGI has it. No route speaks WebSocket, so its handshakes get a 403."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            await super().__call__(under_root_path(scope), receive, send)
+
+
+def create_app(services: Services) -> HttpApp:
+    """The application; it may be served before the model is loaded. Blocks for the file of keys.
+
+    Raises:
+        SettingsError: The file of keys cannot be used, or the root path is the beginning of a route.
+    """
+    _check_root_path(services.settings.root_path)
+    methods = ", ".join(sorted({"HEAD", *(method for method, _, _ in ROUTES)}))
+    door = Door(Keyring(services.settings), Cors(services.settings, methods=methods))
+    app = HttpApp("trioserve", static_folder=None)
     app.config.update(
         RESPONSE_TIMEOUT=None,  # a stream ends when it ends
         BODY_TIMEOUT=None,  # http/body.py has its own limits
@@ -65,13 +86,21 @@ def create_app(services: Services) -> QuartTrio:
             provide_automatic_options=False,
         )
     app.register_error_handler(Exception, on_error)
-    app.after_request(partial(_finish, services))
+    app.before_request(door.admit)
+    app.after_request(partial(_finish, services, door))
     app.asgi_app = releasing(app.asgi_app)  # type: ignore[assignment,method-assign]  # as Quart's documents advise
     return app
 
 
-async def _finish(services: Services, response: Response) -> Response:
+def _check_root_path(root_path: str) -> None:
+    """A path such as /v1/models must not be readable in two ways, with its prefix and with it stripped."""
+    if root_path and any(path.startswith(root_path + "/") for _, path, _ in ROUTES):
+        raise SettingsError(f"root_path = {root_path!r} is the beginning of a route here: choose another.")
+
+
+async def _finish(services: Services, door: Door, response: Response) -> Response:
     """What every answer carries, whatever it is."""
+    door.mark(response)
     response.headers[HEADER] = request_id_of(request)
     if services.lifecycle.is_draining and request.http_version.startswith("1"):
         response.headers["connection"] = "close"

@@ -49,6 +49,18 @@ class BodyTimeout(RequestTimeout):
     """The body did not arrive within ``body_timeout_s``; 408."""
 
 
+class InvalidApiKey(RequestError):
+    """The request needs a key and has none that is right; 401."""
+
+    code = "invalid_api_key"
+
+
+class OriginNotAllowed(RequestError):
+    """A browser asks for a page that may not use this server; 403."""
+
+    code = "origin_not_allowed"
+
+
 class Failure(msgspec.Struct, frozen=True):
     """``error`` of an answer; all four fields are always there."""
 
@@ -66,6 +78,8 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 _STATUS: Final[tuple[tuple[type[TrioserveError], int, str, str | None], ...]] = (
     # the first that fits: class, status, type, code where the exception has none of its own
+    (InvalidApiKey, 401, "invalid_request_error", None),
+    (OriginNotAllowed, 403, "invalid_request_error", None),
     (ModelNotFound, 404, "invalid_request_error", None),
     (CompletionNotFound, 404, "invalid_request_error", None),
     (BodyTooLarge, 413, "invalid_request_error", None),
@@ -130,6 +144,8 @@ def _headers(exc: Exception, status: int) -> Mapping[str, str]:
         return {"retry-after": "1", "x-should-retry": "true"}
     if isinstance(exc, MethodNotAllowed):
         return {"allow": ", ".join(sorted(exc.valid_methods or ()))}
+    if isinstance(exc, InvalidApiKey):
+        return {"www-authenticate": "Bearer"}
     if isinstance(exc, RequestTimeout):
         return {"x-should-retry": "false"}
     return {}

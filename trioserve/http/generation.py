@@ -160,9 +160,10 @@ def prepare(
         num_tries: Sequences to each prompt, where there are to be more than choices.
         num_prompt_logprobs: Alternatives to compute for each token of the prompts, where they are wanted.
     Raises:
-        RequestError: A prompt is too long, or a parameter does not fit the model.
+        RequestError: A prompt is too long, a parameter does not fit the model, or another model is asked for.
         TryAgain: Nothing is served now, or too much waits already.
     """
+    served.check_name(asked.model)
     engine, n = served.engine, num_tries or asked.num_choices
     num_sequences = len(prompts) * n
     for prompt in prompts:

@@ -8,7 +8,7 @@ import trio
 import trioserve
 from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle
-from trioserve.errors import NotReady
+from trioserve.errors import ModelNotFound, NotReady
 from trioserve.prompt.renderer import Renderer
 from trioserve.protocol.sampling import SamplingDefaults
 from trioserve.settings import Settings
@@ -25,6 +25,28 @@ class ServedModel:
     defaults: SamplingDefaults
     fingerprint: str
     """``system_fingerprint`` of answers: changes with the model and with the server's version."""
+    strict_names: bool = False
+    """Whether requests must name the model as it is served."""
+
+    def check_name(self, asked: str | None) -> None:
+        """Let a request pass that wants this model: any name or none does, unless names are strict.
+
+        Raises:
+            ModelNotFound: Names are strict and this is none of them.
+        """
+        if self.strict_names:
+            self.check_served(asked)
+
+    def check_served(self, asked: str | None) -> None:
+        """Refuse every other name than those of the model.
+
+        Raises:
+            ModelNotFound: Names those.
+        """
+        names = self.engine.model.names
+        if asked not in names:
+            given = "no model is named" if asked is None else f"model {asked[:200]!r} is not served here"
+            raise ModelNotFound(f"{given}; {', '.join(names)} is", param="model")
 
     def answer_name(self, asked: str | None) -> str:
         """The model name that an answer gives: the one asked for, if it is served."""
@@ -65,6 +87,7 @@ class Services:
                 eos_token_ids=model.eos_token_ids,
             ).overridden(self.settings.override_generation_config, self.settings.early_stop),
             fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
+            strict_names=self.settings.strict_model or len(model.names) > 1,
         )
 
     @property

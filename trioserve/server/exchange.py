@@ -83,6 +83,7 @@ class Exchange:
         self._asgi_scope = asgi_scope
         self._asgi_send = asgi_send
         self._send_timeout_s = config.send_timeout_s or math.inf
+        self._proxies = config.proxies
         self._is_http = asgi_scope["type"] == "http"
         self._flow_controlled = asgi_scope["http_version"] == "2"
         self._cancel_scope = trio.CancelScope()
@@ -192,9 +193,13 @@ class Exchange:
     def _log(self, seconds: float) -> None:
         """The path as it came, percent-encoded: no control character gets into a line, no query into the log."""
         if access_logger.isEnabledFor(logging.INFO):
-            method, path = self._asgi_scope["method"], self._asgi_scope["raw_path"].decode("latin-1")
-            status = self._status or _CLIENT_GONE
-            access_logger.info("%s %s %s %.1f ms %s", method, path, status, seconds * 1000, self._request_id)
+            scope, status = self._asgi_scope, self._status or _CLIENT_GONE
+            peer, *_ = scope["client"] or (None,)
+            client = self._proxies.client_of(peer, scope["headers"])
+            method, path = scope["method"], scope["raw_path"].decode("latin-1")
+            access_logger.info(
+                "%s %s %s %s %.1f ms %s", client, method, path, status, seconds * 1000, self._request_id
+            )
 
     def _notify(self) -> None:
         self._changed.set()

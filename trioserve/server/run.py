@@ -24,5 +24,5 @@ def run(app: ServedApp, settings: Settings) -> int:
     notices = Notices()
     notices.install()
     config = ServerConfig.build(settings)
-    listeners = bind(settings.host, settings.port)
+    listeners = bind(settings.host, settings.port, secure=config.ssl_enabled)
     return trio.run(partial(serve, app, settings, listeners, config=config, notices=notices))

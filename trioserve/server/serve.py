@@ -11,7 +11,6 @@ A second notice goes straight to the abort, a third one ends the process (``sign
 
 import errno
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
@@ -92,7 +91,7 @@ class _Server:
         self._lifecycle = app.lifecycle
         self._listeners = list(listeners)
         self._config = config
-        self._tls = _tls_context(config)
+        self._tls = config.create_ssl_context()
         self._notices = notices
         self._commons = Commons(app, config, lambda: self._lifecycle.is_draining)
         self._lifespan = Lifespan(app, self._commons.state)
@@ -255,13 +254,6 @@ async def _finishes(work: Callable[[], Awaitable[None]], *, before: Callable[[],
 
     await _first(do, before)
     return finished
-
-
-def _tls_context(config: ServerConfig) -> ssl.SSLContext | None:
-    try:
-        return config.create_ssl_context()
-    except OSError as exc:
-        raise SettingsError(f"The TLS certificate or key cannot be used: {exc.strerror or exc}.") from exc
 
 
 def _settings_error(exc: BaseException) -> SettingsError | None:

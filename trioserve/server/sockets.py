@@ -56,7 +56,7 @@ class Listener:
         self.sock.close()
 
 
-def bind(host: str, port: int) -> list[Listener]:
+def bind(host: str, port: int, *, secure: bool = False) -> list[Listener]:
     """Bind every address of ``host``; with port 0 all get the same free one. ``::`` takes IPv4 too.
 
     Raises:
@@ -72,7 +72,7 @@ def bind(host: str, port: int) -> list[Listener]:
     for family, _, _, _, address in dict.fromkeys(infos):
         number = bound[0].sock.getsockname()[1] if bound else port
         try:
-            bound.append(Listener(_bound(family, (address[0], number, *address[2:]))))
+            bound.append(Listener(_bound(family, (address[0], number, *address[2:])), secure=secure))
         except OSError as exc:
             fault = exc
             if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # localhost where there is no IPv6
@@ -86,14 +86,16 @@ def bind(host: str, port: int) -> list[Listener]:
 
 
 def from_hypercorn(sockets: Sockets, config: Config) -> list[Listener]:
-    """The sockets that hypercorn has bound; ``fd://`` ones belong to whoever handed them over."""
+    """The sockets that hypercorn has bound; ``fd://`` ones belong to whoever handed them over.
+
+    When our settings asked for TLS and not hypercorn's, it has bound all as if there were none.
+    """
+    secure, plain = sockets.secure_sockets, sockets.insecure_sockets
+    if config.ssl_enabled and not secure:
+        secure, plain = plain, []
     return [
-        *_listeners(sockets.secure_sockets, config.bind, secure=True),
-        *_listeners(
-            sockets.insecure_sockets,
-            config.insecure_bind if config.ssl_enabled else config.bind,
-            secure=False,
-        ),
+        *_listeners(secure, config.bind, secure=True),
+        *_listeners(plain, config.insecure_bind if config.ssl_enabled else config.bind, secure=False),
     ]
 
 
