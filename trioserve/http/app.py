@@ -1,6 +1,6 @@
 """Builds the Quart application: the table of routes, and what every answer carries."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -11,9 +11,13 @@ from trioserve.http.chat import chat_completions
 from trioserve.http.completions import completions
 from trioserve.http.errors import on_error
 from trioserve.http.models import get_model, list_models
+from trioserve.http.operator import load, metrics, server_info
 from trioserve.http.probes import health, live, ready, version
 from trioserve.http.request_id import HEADER, request_id_of
+from trioserve.http.sagemaker import invocations, ping
 from trioserve.http.services import Services
+from trioserve.http.tokenize import apply_template, detokenize, encode, tokenize, tokenizer_info
+from trioserve.http.traffic import name_route
 
 Handler = Callable[..., Awaitable[Response]]
 
@@ -22,14 +26,31 @@ ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("POST", "/v1/completions", completions),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/<path:model_id>", get_model),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/v1/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
+    ("POST", "/v1/detokenize", detokenize),
+    ("POST", "/v1/encode", encode),
+    ("POST", "/apply-template", apply_template),
+    ("GET", "/tokenizer_info", tokenizer_info),
+    ("GET", "/ping", ping),
+    ("POST", "/ping", ping),
+    ("POST", "/invocations", invocations),
     ("GET", "/live", live),
     ("GET", "/ready", ready),
     ("GET", "/health", health),
     ("GET", "/version", version),
+    ("GET", "/load", load),
+    ("GET", "/server_info", server_info),
+    ("GET", "/metrics", metrics),
 )
+METRICS_ROUTES: Final = tuple(
+    route for route in ROUTES if route[1] in {"/live", "/ready", "/health", "/metrics"}
+)
+"""What ``metrics_port`` serves."""
 
 
-def create_app(services: Services) -> QuartTrio:
+def create_app(services: Services, *, routes: Sequence[tuple[str, str, Handler]] = ROUTES) -> QuartTrio:
     """The application; it may be served before the model is loaded."""
     app = QuartTrio("trioserve", static_folder=None)
     app.config.update(
@@ -41,17 +62,25 @@ def create_app(services: Services) -> QuartTrio:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    for method, path, handler in ROUTES:
+    for method, path, handler in routes:
         app.add_url_rule(
             path,
-            handler.__name__,
+            f"{method} {path}",
             partial(handler, services),
             methods=[method],
             provide_automatic_options=False,
         )
     app.register_error_handler(Exception, on_error)
+    app.before_request(_name_route)
     app.after_request(partial(_finish, services))
+    app.asgi_app = services.traffic.watched(app.asgi_app)  # type: ignore[assignment,method-assign]  # Quart's way
     return app
+
+
+async def _name_route() -> None:
+    """For the counts of requests; what no route matches has no name."""
+    if request.url_rule is not None:
+        name_route(request.scope, request.url_rule.rule)
 
 
 async def _finish(services: Services, response: Response) -> Response:

@@ -22,7 +22,7 @@ class Health(msgspec.Struct, frozen=True):
     """KV blocks that there are."""
     num_free_blocks: int = 0
     num_preemptions: int = 0
-    """Sequences that gave their blocks back, since the works started."""
+    """Sequences that gave their blocks back, since the start."""
     num_restarts: int = 0
     """Of the works."""
 

@@ -62,17 +62,39 @@ class Renderer:
             InvalidRequest: The template refuses the messages.
             PromptTooLong: There are more tokens than ``max_tokens``.
         """
-        template = self._templates.choose(has_tools=bool(tools))
-        variables = {**self.tokenizer.special_tokens, **(template_variables or {})}
 
-        def render() -> list[int]:
-            text = template.render(
-                messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
+        def token_ids() -> list[int]:
+            text = self.render(
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                template_variables=template_variables,
             )
             # The template writes the special tokens itself, the first one included.
             return self._encode(text, add_special_tokens=False, max_tokens=max_tokens, param="messages")
 
-        return await self._run(render, num_chars=_num_chars(messages) + _num_chars(tools))
+        return await self._run(token_ids, num_chars=_num_chars(messages) + _num_chars(tools))
+
+    def render(
+        self,
+        messages: SequenceOf[Message],
+        *,
+        tools: SequenceOf[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text whose tokens ``chat`` gives; long conversations belong in a thread.
+
+        Raises:
+            NoChatTemplate: The model has no template.
+            InvalidRequest: The template refuses the messages.
+        """
+        return self._templates.choose(has_tools=bool(tools)).render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            variables={**self.tokenizer.special_tokens, **(template_variables or {})},
+        )
 
     async def text(
         self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None
