@@ -20,6 +20,7 @@ MESSAGES = [
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": "What is the capital of France? Grüße, 世界!"},
 ]
+PARIS = {"role": "user", "content": "What is the capital of France?"}
 TOOL = {
     "type": "function",
     "function": {
@@ -124,7 +125,7 @@ def test_a_known_load_is_counted_exactly(watched: Watched) -> None:
     watched.server.wait_idle()
     before = watched.metrics()
     bodies: list[dict[str, Any]] = [
-        {"messages": MESSAGES, "temperature": 0, "max_tokens": 40},
+        {"messages": [PARIS], "temperature": 0, "max_tokens": 40},
         {"messages": MESSAGES, "temperature": 0, "max_tokens": 3},
         {"messages": [{"role": "user", "content": "Hello " * 40}], "max_tokens": 7, "n": 3, "seed": 1},
         {"messages": MESSAGES, "max_tokens": 12, "ignore_eos": True, "seed": 2},
@@ -227,7 +228,7 @@ def test_the_operators_pages(watched: Watched) -> None:
 
 
 def test_sagemakers_way_in(watched: Watched) -> None:
-    asked = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    asked = {"messages": [PARIS], "temperature": 0}
     whole = watched.post("/invocations", asked)
     assert whole["choices"][0]["message"]["content"] == "The capital of France is Paris."
     text = watched.post("/invocations", {"prompt": "The capital of", "max_tokens": 2})

@@ -75,7 +75,7 @@ class Metrics:
         if not prefers_openmetrics(accept):
             return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
         # Every name here is a legal one of old. Any other escaping turns the colons of samples into underscores.
-        text = openmetrics.generate_latest(self._registry, escaping=openmetrics.ALLOWUTF8)
+        text = openmetrics.generate_latest(self._registry, escaping=openmetrics.ALLOWUTF8)  # type: ignore[no-untyped-call]
         return text, f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
 
 

@@ -41,7 +41,9 @@ class Tokenizer:
 
     def decode(self, token_ids: SequenceOf[int], *, skip_special_tokens: bool = False) -> str:
         """The text of ``token_ids``, special tokens included unless they are skipped."""
-        return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        # decode_batch gives up the interpreter lock, decode does not.
+        (text,) = self.backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
+        return text
 
     def pieces(self, token_ids: SequenceOf[int]) -> list[str]:
         """Each token as the vocabulary writes it; empty for an id between that has none."""
