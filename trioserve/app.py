@@ -15,7 +15,7 @@ from trioserve.engine.lifecycle import Lifecycle
 from trioserve.engine.supervisor import EXIT_ENGINE, give_up, supervise
 from trioserve.engine.works import works_for
 from trioserve.errors import SettingsError
-from trioserve.http.app import create_app
+from trioserve.http.app import METRICS_ROUTES, create_app
 from trioserve.http.services import Services
 from trioserve.logs import set_up_logs
 from trioserve.output.vocabulary import load_vocabulary
@@ -42,6 +42,7 @@ class Application:
         self.lifecycle = Lifecycle()
         self._services = Services(settings, self.lifecycle)
         self._http = create_app(self._services)
+        self.side_app = create_app(self._services, routes=METRICS_ROUTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -251,6 +251,8 @@ class LimitSettings(SettingsGroup):
     """Characters or token ids of one bad word."""
     max_repetition_pattern: Count = 1024
     """Tokens of the longest pattern that repetition_detection may name."""
+    max_tokenize_len: Count = 1 << 20
+    """Characters, or token ids, of one request to /tokenize, /detokenize and their kin; a million take a second."""
     request_timeout_s: Seconds = 3600.0
     """Time a request may take in all; 0: no limit."""
     strict_requests: bool = False
@@ -303,6 +305,12 @@ class ServerSettings(SettingsGroup):
     """Silence after which a stream sends a comment, so that proxies keep it open; 0: never."""
     stream_arrival_time: bool = False
     """Whether every chunk of a stream says how long after the request it came, as if all asked for it."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """A second port, of the same host, for /metrics and the probes; 0 takes a free one and logs it."""
+    metrics_aliases: Literal["none", "fastdeploy"] = "none"
+    """fastdeploy: metrics go by FastDeploy's names too."""
+    enable_tokenizer_info_endpoint: bool = False
+    """Whether GET /tokenizer_info shows the tokenizer's configuration and chat template."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lines of less weight are left out."""
     log_format: Literal["auto", "text", "json"] = "auto"

@@ -1,6 +1,6 @@
 """Builds the Quart application: the table of routes, and what every answer carries."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -17,8 +17,10 @@ from trioserve.http.held import releasing
 from trioserve.http.interactive import chat_interactive
 from trioserve.http.keys import Keyring
 from trioserve.http.models import get_model, list_models
+from trioserve.http.operator import load, metrics, server_info
 from trioserve.http.probes import health, live, ready, version
 from trioserve.http.request_id import HEADER, request_id_of
+from trioserve.http.sagemaker import invocations, ping
 from trioserve.http.services import Services
 from trioserve.http.stored import (
     delete_stored,
@@ -27,6 +29,8 @@ from trioserve.http.stored import (
     list_stored_messages,
     update_stored,
 )
+from trioserve.http.tokenize import apply_template, detokenize, encode, tokenize, tokenizer_info
+from trioserve.http.traffic import name_route
 
 Handler = Callable[..., Awaitable[Response]]
 
@@ -41,11 +45,28 @@ ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("POST", "/v1/completions", completions),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/<path:model_id>", get_model),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/v1/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
+    ("POST", "/v1/detokenize", detokenize),
+    ("POST", "/v1/encode", encode),
+    ("POST", "/apply-template", apply_template),
+    ("GET", "/tokenizer_info", tokenizer_info),
+    ("GET", "/ping", ping),
+    ("POST", "/ping", ping),
+    ("POST", "/invocations", invocations),
     ("GET", "/live", live),
     ("GET", "/ready", ready),
     ("GET", "/health", health),
     ("GET", "/version", version),
+    ("GET", "/load", load),
+    ("GET", "/server_info", server_info),
+    ("GET", "/metrics", metrics),
 )
+METRICS_ROUTES: Final = tuple(
+    route for route in ROUTES if route[1] in {"/live", "/ready", "/health", "/metrics"}
+)
+"""What ``metrics_port`` serves."""
 
 
 class HttpApp(QuartTrio):
@@ -58,14 +79,14 @@ class HttpApp(QuartTrio):
             await super().__call__(under_root_path(scope), receive, send)
 
 
-def create_app(services: Services) -> HttpApp:
+def create_app(services: Services, *, routes: Sequence[tuple[str, str, Handler]] = ROUTES) -> HttpApp:
     """The application; it may be served before the model is loaded. Blocks for the file of keys.
 
     Raises:
         SettingsError: The file of keys cannot be used, or the root path is the beginning of a route.
     """
     _check_root_path(services.settings.root_path)
-    methods = ", ".join(sorted({"HEAD", *(method for method, _, _ in ROUTES)}))
+    methods = ", ".join(sorted({"HEAD", *(method for method, _, _ in routes)}))
     door = Door(Keyring(services.settings), Cors(services.settings, methods=methods))
     app = HttpApp("trioserve", static_folder=None)
     app.config.update(
@@ -77,18 +98,21 @@ def create_app(services: Services) -> HttpApp:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.url_map.redirect_defaults = False
-    for method, path, handler in ROUTES:
+    for method, path, handler in routes:
         app.add_url_rule(
             path,
-            handler.__name__,
+            f"{method} {path}",
             partial(handler, services),
             methods=[method],
             provide_automatic_options=False,
         )
     app.register_error_handler(Exception, on_error)
+    app.before_request(_name_route)
     app.before_request(door.admit)
     app.after_request(partial(_finish, services, door))
-    app.asgi_app = releasing(app.asgi_app)  # type: ignore[assignment,method-assign]  # as Quart's documents advise
+    # Quart's way to put something around an application
+    app.asgi_app = releasing(app.asgi_app)  # type: ignore[assignment,method-assign]
+    app.asgi_app = services.traffic.watched(app.asgi_app)  # type: ignore[assignment,method-assign]
     return app
 
 
@@ -96,6 +120,12 @@ def _check_root_path(root_path: str) -> None:
     """A path such as /v1/models must not be readable in two ways, with its prefix and with it stripped."""
     if root_path and any(path.startswith(root_path + "/") for _, path, _ in ROUTES):
         raise SettingsError(f"root_path = {root_path!r} is the beginning of a route here: choose another.")
+
+
+async def _name_route() -> None:
+    """For the counts of requests; what no route matches has no name."""
+    if request.url_rule is not None:
+        name_route(request.scope, request.url_rule.rule)
 
 
 async def _finish(services: Services, door: Door, response: Response) -> Response:

@@ -24,7 +24,7 @@ class Health(msgspec.Struct, frozen=True):
     num_cached_tokens: int = 0
     """Of prompts, found in the prefix cache, since the works started."""
     num_preemptions: int = 0
-    """Sequences that gave their blocks back, since the works started."""
+    """Sequences that gave their blocks back, since the start."""
     num_restarts: int = 0
     """Of the works."""
 

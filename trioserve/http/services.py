@@ -9,6 +9,8 @@ import trioserve
 from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle
 from trioserve.errors import ModelNotFound, NotReady
+from trioserve.http.metrics import Metrics
+from trioserve.http.traffic import Traffic
 from trioserve.prompt.renderer import Renderer
 from trioserve.protocol.sampling import SamplingDefaults
 from trioserve.settings import Settings
@@ -60,6 +62,10 @@ class Services:
     def __init__(self, settings: Settings, lifecycle: Lifecycle) -> None:
         self.settings = settings
         self.lifecycle = lifecycle
+        self.traffic = Traffic()
+        self.metrics = Metrics(settings, lifecycle, self.traffic, lambda: self.engine)
+        self.errands = trio.CapacityLimiter(1)
+        """Threads for long work that no model waits for, so that prompts never queue behind it."""
         self._model: ServedModel | None = None
         self.completions = CompletionStore(
             settings.store_path,

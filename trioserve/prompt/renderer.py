@@ -80,13 +80,13 @@ class Renderer:
             InvalidRequest: The template refuses the messages, or takes more time or memory than it may.
             PromptTooLong: There are more tokens than ``max_tokens``.
         """
-        conversation = Conversation(
-            messages=messages,
+        conversation = self._conversation(
+            messages,
             tools=tools,
             documents=documents,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            variables={**self.tokenizer.special_tokens, **(template_variables or {})},
+            template_variables=template_variables,
         )
         encode = partial(
             self._encode, add_special_tokens=add_special_tokens, max_tokens=max_tokens, param="messages"
@@ -97,6 +97,40 @@ class Renderer:
         own = self._templates.choose(has_tools=bool(tools))
         num_chars = sum(map(_num_chars, (messages, tools, documents, template_variables)))
         return await self._run(lambda: encode(conversation.rendered_by(own)), num_chars=num_chars)
+
+    def render(
+        self,
+        messages: SequenceOf[Message],
+        *,
+        tools: SequenceOf[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text whose tokens ``chat`` gives; long conversations belong in a thread.
+
+        Raises:
+            NoChatTemplate: The model has no template.
+            InvalidRequest: The template refuses the messages.
+        """
+        conversation = self._conversation(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_variables=template_variables,
+        )
+        return conversation.rendered_by(self._templates.choose(has_tools=bool(tools)))
+
+    def _conversation(
+        self,
+        messages: SequenceOf[Message],
+        *,
+        template_variables: Mapping[str, Any] | None,
+        **fields: Any,
+    ) -> Conversation:
+        variables = {**self.tokenizer.special_tokens, **(template_variables or {})}
+        return Conversation(messages=messages, variables=variables, **fields)
 
     async def text(
         self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None

@@ -46,9 +46,22 @@ class Tokenizer:
         (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding.ids
 
-    def decode(self, token_ids: SequenceOf[int]) -> str:
-        """The text of ``token_ids``, special tokens included."""
-        return self.backend.decode(token_ids, skip_special_tokens=False)
+    def decode(self, token_ids: SequenceOf[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of ``token_ids``, special tokens included unless they are skipped."""
+        # decode_batch gives up the interpreter lock, decode does not.
+        (text,) = self.backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
+        return text
+
+    def pieces(self, token_ids: SequenceOf[int]) -> list[str]:
+        """Each token as the vocabulary writes it; empty for an id between that has none."""
+        id_to_token = self.backend.id_to_token
+        return [id_to_token(token_id) or "" for token_id in token_ids]
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that texts of this model begin with, if there is one."""
+        token = self.special_tokens.get("bos_token")
+        return None if token is None else self.backend.token_to_id(token)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -87,6 +100,20 @@ def _load_with_transformers(path: Path) -> Tokenizer:
             f"{path} has a tokenizer of the kind {type(slow).__name__}, which has no tokenizer.json form"
         )
     return Tokenizer(backend, special_tokens=slow.special_tokens_map)
+
+
+def read_tokenizer_info(path: Path) -> dict[str, Any]:
+    """What the model folder ``path`` says of its tokenizer, the chat template included. Blocks.
+
+    Raises:
+        ModelError: A file cannot be read.
+    """
+    info = {"tokenizer_class": "PreTrainedTokenizerFast", **read_json(path / "tokenizer_config.json")}
+    info.pop("name_or_path", None)  # where it lay when it was saved is nobody's affair
+    template = path / "chat_template.jinja"
+    if template.is_file():
+        info["chat_template"] = template.read_text(encoding="utf-8")
+    return info
 
 
 def _token_text(token: Any) -> str | None:

@@ -21,6 +21,8 @@ access_logger = logging.getLogger("trioserve.access")
 
 _MAX_MESSAGES: Final = 10
 """Body messages that wait for an app which does not read; then the socket waits too."""
+_QUIET_PATHS: Final = frozenset({b"/live", b"/ready", b"/health", b"/ping", b"/metrics"})
+"""What machines ask every few seconds: their lines are for debugging only."""
 _CLIENT_GONE: Final = 499
 """The status in the log when the client left before the response began; nginx' number."""
 _SENDS_PER_TURN: Final = 32
@@ -192,14 +194,21 @@ class Exchange:
 
     def _log(self, seconds: float) -> None:
         """The path as it came, percent-encoded: no control character gets into a line, no query into the log."""
-        if access_logger.isEnabledFor(logging.INFO):
+        raw_path = self._asgi_scope["raw_path"]
+        level = logging.DEBUG if raw_path in _QUIET_PATHS else logging.INFO
+        if access_logger.isEnabledFor(level):
             scope, status = self._asgi_scope, self._status or _CLIENT_GONE
             peer, *_ = scope["client"] or (None,)
             client = self._proxies.client_of(peer, scope["headers"])
-            method, path = scope["method"], scope["raw_path"].decode("latin-1")
-            access_logger.info(
-                "%s %s %s %s %.1f ms %s", client, method, path, status, seconds * 1000, self._request_id
+            line = (
+                client,
+                scope["method"],
+                raw_path.decode("latin-1"),
+                status,
+                seconds * 1000,
+                self._request_id,
             )
+            access_logger.log(level, "%s %s %s %s %.1f ms %s", *line)
 
     def _notify(self) -> None:
         self._changed.set()

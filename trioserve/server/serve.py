@@ -6,6 +6,8 @@
     closing        idle connections close, running requests go on; at the deadline the app aborts them
     end            what is open is cut, the app's lifespan shuts down
 
+``metrics_port`` has listeners and connections of its own, served to the very end: no request on them holds up a drain.
+
 A second notice goes straight to the abort, a third one ends the process (``signals``).
 """
 
@@ -21,9 +23,10 @@ from trioserve.engine.lifecycle import Lifecycle, ServerState
 from trioserve.errors import SettingsError
 from trioserve.server.config import ServerConfig, check_hypercorn
 from trioserve.server.connection import Commons, Connection
+from trioserve.server.exchange import ASGIApp
 from trioserve.server.lifespan import Lifespan
 from trioserve.server.signals import Notices
-from trioserve.server.sockets import Listener
+from trioserve.server.sockets import Listener, bind
 from trioserve.settings import Settings
 
 logger = logging.getLogger("trioserve.server")
@@ -47,6 +50,10 @@ class ServedApp(Protocol):
 
     @property
     def lifecycle(self) -> Lifecycle: ...
+
+    @property
+    def side_app(self) -> ASGIApp | None:
+        """What ``metrics_port`` serves, if anything."""
 
     def abort(self, reason: str) -> object:
         """End every running request soon: streams with an error event, others with an error."""
@@ -72,7 +79,10 @@ async def serve(
         SettingsError: The installed hypercorn, the configuration or its TLS files cannot be used.
     """
     check_hypercorn()
-    server = _Server(app, settings, listeners, config or ServerConfig.build(settings), notices or Notices())
+    side = _bind_side(app, settings, listeners)
+    server = _Server(
+        app, settings, listeners, side, config or ServerConfig.build(settings), notices or Notices()
+    )
     await server.run(task_status)
     return app.lifecycle.exit_code
 
@@ -83,6 +93,7 @@ class _Server:
         app: ServedApp,
         settings: Settings,
         listeners: Sequence[Listener],
+        side: Sequence[Listener],
         config: ServerConfig,
         notices: Notices,
     ) -> None:
@@ -94,6 +105,8 @@ class _Server:
         self._tls = config.create_ssl_context()
         self._notices = notices
         self._commons = Commons(app, config, lambda: self._lifecycle.is_draining)
+        self._side = list(side)
+        self._side_commons = Commons(app.side_app or app, config, lambda: False)
         self._lifespan = Lifespan(app, self._commons.state)
 
     async def run(self, task_status: trio.TaskStatus[list[str]]) -> None:
@@ -107,6 +120,7 @@ class _Server:
                 nursery.cancel_scope.cancel()
         finally:
             self._stop_accepting()
+            self._end_side()
         self._lifecycle.stop()
         logger.info("stopped, exit code %d", self._lifecycle.exit_code)
 
@@ -140,9 +154,11 @@ class _Server:
     async def _serve(self, task_status: trio.TaskStatus[list[str]]) -> None:
         async with trio.open_nursery() as connections:
             for listener in self._listeners:
-                listener.listen(self._config.backlog, send_timeout_s=self._config.send_timeout_s)
-                connections.start_soon(self._accept, listener, connections)
+                self._listen(listener, connections, self._commons)
                 logger.info("listening on %s", listener.url)
+            for listener in self._side:
+                self._listen(listener, connections, self._side_commons)
+                logger.info("metrics on %s", listener.url)
             task_status.started([listener.url for listener in self._listeners])
             await self._wait_end()
             if self._lifecycle.state is not ServerState.FAILED:
@@ -151,6 +167,7 @@ class _Server:
             await self._end_requests()
             for connection in list(self._commons.connections):
                 connection.cut()
+            self._end_side()
             connections.cancel_scope.deadline = trio.current_time() + _CUT_S
 
     async def _drain(self, connections: trio.Nursery) -> None:
@@ -197,18 +214,24 @@ class _Server:
             with trio.move_on_after(ABORT_S):
                 await self._commons.census.wait_none()
 
-    async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
-        while listener in self._listeners:
+    def _listen(self, listener: Listener, connections: trio.Nursery, commons: Commons) -> None:
+        listener.listen(self._config.backlog, send_timeout_s=self._config.send_timeout_s)
+        connections.start_soon(self._accept, listener, connections, commons)
+
+    async def _accept(self, listener: Listener, connections: trio.Nursery, commons: Commons) -> None:
+        while listener.is_open:
             try:
                 await trio.lowlevel.wait_readable(listener.sock)
             except trio.ClosedResourceError:
                 return
-            fault = self._accept_waiting(listener, connections, _ACCEPTS_PER_TURN)
+            fault = self._accept_waiting(listener, connections, commons, _ACCEPTS_PER_TURN)
             if fault in _OUT_OF_FILES:
                 logger.error("a connection waits: %s", errno.errorcode[fault])
                 await trio.sleep(QUIET_S)
 
-    def _accept_waiting(self, listener: Listener, connections: trio.Nursery, limit: int) -> int:
+    def _accept_waiting(
+        self, listener: Listener, connections: trio.Nursery, commons: Commons, limit: int
+    ) -> int:
         """Take at most ``limit`` connections from the kernel's queue; returns the errno that ended it, or 0."""
         tls = self._tls if listener.secure else None
         for _ in range(limit):
@@ -219,16 +242,22 @@ class _Server:
                     return exc.errno or 0
                 continue  # that client is gone already
             sock.setblocking(False)
-            connections.start_soon(Connection(self._commons, sock, tls=tls).run)
+            connections.start_soon(Connection(commons, sock, tls=tls).run)
         return 0
 
     def _stop_accepting(self, connections: trio.Nursery | None = None) -> None:
         """Refuse new connections. Those in the kernel's queue are taken first, lest they be reset."""
         for listener in self._listeners:
             if connections is not None and not listener.is_shared:
-                self._accept_waiting(listener, connections, self._config.backlog)
+                self._accept_waiting(listener, connections, self._commons, self._config.backlog)
             listener.close()
         self._listeners.clear()
+
+    def _end_side(self) -> None:
+        for listener in self._side:
+            listener.close()
+        for connection in list(self._side_commons.connections):
+            connection.cut()
 
 
 async def _first(*waits: Callable[[], Awaitable[None]]) -> None:
@@ -254,6 +283,17 @@ async def _finishes(work: Callable[[], Awaitable[None]], *, before: Callable[[],
 
     await _first(do, before)
     return finished
+
+
+def _bind_side(app: ServedApp, settings: Settings, listeners: Sequence[Listener]) -> list[Listener]:
+    """The sockets for ``metrics_port``, at the main ones' host; none where that port is the main one."""
+    port = settings.metrics_port
+    if port is None or app.side_app is None:
+        return []
+    host = next((listener.host for listener in listeners if listener.host is not None), settings.host)
+    if port and port in {listener.port for listener in listeners}:
+        return []
+    return bind(host, port, flag="--metrics-port")
 
 
 def _settings_error(exc: BaseException) -> SettingsError | None:

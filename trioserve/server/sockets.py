@@ -16,8 +16,8 @@ from hypercorn.utils import repr_socket_addr
 from trioserve.errors import SettingsError
 
 _REASONS: Final = {
-    errno.EADDRINUSE: "is in use: stop what listens there or choose another --port",
-    errno.EACCES: "needs privileges: choose a --port from 1024 on",
+    errno.EADDRINUSE: "is in use: stop what listens there or choose another {flag}",
+    errno.EACCES: "needs privileges: choose a {flag} from 1024 on",
     errno.EADDRNOTAVAIL: "is not an address of this machine: choose another --host",
 }
 
@@ -36,6 +36,19 @@ class Listener:
     def url(self) -> str:
         scheme = "https" if self.secure else "http"
         return f"{scheme}://{repr_socket_addr(self.sock.family, self.sock.getsockname())}"
+
+    @property
+    def host(self) -> str | None:
+        """The address it is bound to; None for a socket of another kind."""
+        return self.sock.getsockname()[0] if self.sock.family in (socket.AF_INET, socket.AF_INET6) else None
+
+    @property
+    def port(self) -> int | None:
+        return None if self.host is None else self.sock.getsockname()[1]
+
+    @property
+    def is_open(self) -> bool:
+        return self.sock.fileno() >= 0
 
     def listen(self, backlog: int, *, send_timeout_s: float) -> None:
         """Let connections in; they inherit the kernel's own deadline for peers that acknowledge nothing."""
@@ -56,8 +69,11 @@ class Listener:
         self.sock.close()
 
 
-def bind(host: str, port: int, *, secure: bool = False) -> list[Listener]:
+def bind(host: str, port: int, *, secure: bool = False, flag: str = "--port") -> list[Listener]:
     """Bind every address of ``host``; with port 0 all get the same free one. ``::`` takes IPv4 too.
+
+    Args:
+        flag: Which setting an error should name.
 
     Raises:
         SettingsError: The address is in use, not ours or unknown; one sentence with what to change.
@@ -81,6 +97,7 @@ def bind(host: str, port: int, *, secure: bool = False) -> list[Listener]:
         for listener in bound:
             listener.sock.close()
         reason = _REASONS.get(fault.errno or 0, f"cannot be bound: {os.strerror(fault.errno or 0)}")
+        reason = reason.replace("{flag}", flag)
         raise SettingsError(f"{_written(host)}:{port} {reason}.") from fault
     return bound
 
