@@ -1,0 +1,110 @@
+"""APIClient and AsyncAPIClient against the real server."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import trio
+
+from tests.e2e.harness import Server
+from trioserve.client import APIClient, APIError, AsyncAPIClient
+
+CAPITAL = "What is the capital of France?"
+
+
+@pytest.fixture
+def api(server: Server) -> Iterator[APIClient]:
+    with APIClient(server.url) as client:
+        yield client
+
+
+def texts_of(chunks: Iterator[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+
+
+def test_the_readme_of_lmdeploy_works(api: APIClient) -> None:
+    model_name = api.available_models[0]
+    messages = [{"role": "user", "content": CAPITAL}]
+    answers = list(api.chat_completions_v1(model=model_name, messages=messages, temperature=0))
+    assert model_name == "builtin" and len(answers) == 1
+    assert answers[0]["choices"][0]["message"]["content"] == "The capital of France is Paris."
+    for item in api.completions_v1(model=model_name, prompt="Hi", max_tokens=3, ignore_eos=True):
+        assert item["usage"]["completion_tokens"] == 3
+
+
+def test_streams_say_the_same(api: APIClient) -> None:
+    ask: dict[str, Any] = {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(api.chat_completions_v1("builtin", CAPITAL, **ask))
+    assert texts_of(iter(chunks)) == "The capital of France is Paris."
+    assert chunks[-1]["usage"]["completion_tokens"] > 5
+    (whole,) = api.completions_v1("builtin", "1, 2, 3,", temperature=0)
+    pieces = list(api.completions_v1("builtin", "1, 2, 3,", temperature=0, stream=True))
+    assert "".join(piece["choices"][0]["text"] for piece in pieces) == whole["choices"][0]["text"]
+    assert len(pieces) > 2
+
+
+def test_a_wrong_field_is_named(api: APIClient) -> None:
+    with pytest.raises(APIError) as caught:
+        next(api.chat_completions_v1("builtin", CAPITAL, temperature=-1, stream=True))
+    error = caught.value
+    assert (error.status, error.param, error.type) == (400, "temperature", "invalid_request_error")
+    assert error.request_id and error.request_id in str(error)
+
+
+def is_busy(server: Server) -> bool:
+    return bool(server.health()["num_running"] == 1)
+
+
+def test_leaving_a_stream_frees_the_blocks(server: Server, api: APIClient) -> None:
+    server.wait_idle()
+    chunks = api.chat_completions_v1("builtin", CAPITAL, ignore_eos=True, max_tokens=8000, stream=True)
+    assert texts_of(itertools.islice(chunks, 5))
+    assert is_busy(server)
+    chunks.close()
+    server.wait_idle()
+    assert api.available_models == ["builtin"], "the client can be used further"
+
+
+def run_trio(work: Callable[[], Awaitable[None]]) -> None:
+    trio.run(work)
+
+
+def run_asyncio(work: Callable[[], Any]) -> None:
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("run", [run_trio, run_asyncio])
+def test_the_async_client_streams_fails_and_leaves(
+    server: Server, run: Callable[[Callable[[], Awaitable[None]]], None]
+) -> None:
+    async def work() -> None:
+        async with AsyncAPIClient(server.url) as api:
+            assert await api.available_models == ["builtin"]
+            text = ""
+            async for chunk in api.chat_completions_v1("builtin", CAPITAL, temperature=0, stream=True):
+                text += texts_of(iter([chunk]))
+            assert text == "The capital of France is Paris."
+            with pytest.raises(APIError, match="top_p"):
+                await anext(api.completions_v1("builtin", "Hi", top_p=7))
+            endless = api.completions_v1("builtin", "Hi", ignore_eos=True, max_tokens=8000, stream=True)
+            async with aclosing(endless) as chunks:
+                await anext(chunks)
+                assert is_busy(server)
+
+    server.wait_idle()
+    run(work)
+    server.wait_idle()
+
+
+async def test_cancelling_a_task_stops_its_answer(server: Server) -> None:
+    server.wait_idle()
+    async with AsyncAPIClient(server.url) as api:
+        with trio.move_on_after(20) as scope:
+            async for _ in api.completions_v1("builtin", "Hi", ignore_eos=True, max_tokens=8000, stream=True):
+                scope.cancel()
+        assert scope.cancelled_caught
+        await trio.to_thread.run_sync(server.wait_idle)
+        assert await api.available_models == ["builtin"]
