@@ -3,10 +3,29 @@
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from trioserve.client.decode import Answer
 from trioserve.client.sync import APIClient
+
+_SERVER_DECIDES: Final[Mapping[str, None]] = dict.fromkeys(
+    (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "n",
+        "logprobs",
+        "top_logprobs",
+        "ignore_eos",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+    )
+)
+"""What LMDeploy's client has values for and a conversation sends only when told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +108,11 @@ class Conversation:
 
     def _chunks(self, messages: list[dict[str, str]]) -> Generator[Answer, None, None]:
         return self._client.chat_completions_v1(
-            **{**_MODEL_DECIDES, **self._fields},
+            **{**_SERVER_DECIDES, **self._fields},
             messages=messages,
             stream=True,
             stream_options={"include_usage": True},
         )
-
-
-_MODEL_DECIDES: Mapping[str, Any] = {"temperature": None, "top_p": None, "top_k": None}
-"""Sampling is the model's own affair unless the user says otherwise."""
 
 
 class _Stopwatch:
