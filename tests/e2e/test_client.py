@@ -108,3 +108,49 @@ async def test_cancelling_a_task_stops_its_answer(server: Server) -> None:
         assert scope.cancelled_caught
         await trio.to_thread.run_sync(server.wait_idle)
         assert await api.available_models == ["builtin"]
+
+
+def test_the_server_keeps_a_session_until_it_is_ended(server: Server, api: APIClient) -> None:
+    ask: dict[str, Any] = {"session_id": 4711, "temperature": 0}
+    assert list(api.chat(CAPITAL, **ask)) == [("The capital of France is Paris.", 10, "stop")]
+    pieces = list(api.chat("And of Spain?", **ask, stream=True))
+    assert "".join(text for text, _, _ in pieces) == "The capital of Spain is Madrid."
+    counts = [tokens for _, tokens, _ in pieces]
+    assert counts == sorted(counts) and counts[-1] > counts[0]
+    assert [reason for _, _, reason in pieces] == [None] * (len(pieces) - 1) + ["stop"]
+
+    def history_tokens() -> int:
+        (answer,) = api.chat_interactive_v1("Hi", **ask, interactive_mode=True, request_output_len=1)
+        return int(answer["history_tokens"])
+
+    assert history_tokens() > 30
+    api.end_session(4711)
+    assert history_tokens() == 0
+    api.end_session(4711)
+    server.wait_idle()
+
+
+def test_leaving_a_turn_of_a_session_frees_the_blocks(server: Server, api: APIClient) -> None:
+    server.wait_idle()
+    turn = api.chat("Hello", 4712, 8000, stream=True, ignore_eos=True)
+    assert next(turn)[2] is None
+    assert is_busy(server)
+    turn.close()
+    server.wait_idle()
+    api.end_session(4712)
+
+
+def test_a_wrong_field_of_a_session_is_named(api: APIClient) -> None:
+    with pytest.raises(APIError) as caught:
+        next(api.chat("Hello", 4713, top_p=7))
+    assert (caught.value.status, caught.value.param) == (400, "top_p")
+    with pytest.raises(APIError, match="session_id"):
+        next(api.chat_interactive_v1("Hello", cancel=True))
+
+
+async def test_a_session_of_the_async_client(server: Server) -> None:
+    async with AsyncAPIClient(server.url) as api:
+        turn = api.chat(CAPITAL, 4714, stream=True, temperature=0)
+        texts = [text async for text, _, _ in turn]
+        assert "".join(texts) == "The capital of France is Paris."
+        await api.end_session(4714)
