@@ -154,3 +154,19 @@ async def test_a_session_of_the_async_client(server: Server) -> None:
         texts = [text async for text, _, _ in turn]
         assert "".join(texts) == "The capital of France is Paris."
         await api.end_session(4714)
+
+
+def test_token_ids_are_those_of_the_model(api: APIClient) -> None:
+    ids, length = api.encode("The capital of France")
+    assert length == len(ids) > 0
+    (answer,) = api.completions_v1("builtin", ids, max_tokens=1)
+    assert answer["usage"]["prompt_tokens"] == length
+    lists, lengths = api.encode(["The capital of France", "Hi"])
+    assert lists[0] == ids and lengths == [length, len(lists[1])]
+    assert api.encode("Hi", do_preprocess=True)[1] > lengths[1]
+
+
+async def test_token_ids_of_the_async_client(server: Server) -> None:
+    async with AsyncAPIClient(server.url) as api:
+        ids, length = await api.encode("The capital of France")
+        assert len(ids) == length > 0
