@@ -1,4 +1,4 @@
-"""``trioserve serve [MODEL] ...``: flags to Settings, nothing else."""
+"""``trioserve serve [MODEL] ...``: flags to Settings, nothing else; ``trioserve chat`` reads its own."""
 
 import argparse
 import sys
@@ -18,7 +18,10 @@ flags win over variables, variables over the file. Times are in seconds."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    arguments = vars(_parser().parse_args(argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["chat"]:
+        return _chat(words[1:])
+    arguments = vars(_parser().parse_args(words))
     del arguments["command"]
     try:
         settings = load_settings(**{name: value for name, value in arguments.items() if value is not None})
@@ -26,6 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as exc:
         print(f"trioserve: {exc}", file=sys.stderr)
         return EXIT_SETTINGS
+
+
+def _chat(words: Sequence[str]) -> int:
+    from trioserve.client.terminal import main as chat  # servers need no client
+
+    return chat(words)
 
 
 def _serve(settings: Settings) -> int:
@@ -49,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    commands.add_parser("chat", help="talk to a server in the terminal", add_help=False)
     serve.add_argument("model", nargs="?", metavar="MODEL", help=_help(Settings.model_fields["model"]))
     for settings_group in GROUPS:
         group = serve.add_argument_group(settings_group.__doc__)

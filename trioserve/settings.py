@@ -35,6 +35,8 @@ from trioserve.errors import SettingsError
 ENV_PREFIX = "TRIOSERVE_"
 CONFIG_VARIABLE = "TRIOSERVE_CONFIG"
 """Names another file than ``trioserve.toml`` in the working directory."""
+URL_VARIABLE = "TRIOSERVE_URL"
+"""Of clients, which may share our environment."""
 BUILTIN_MODEL = "builtin"
 EXIT_SETTINGS = 78
 """The exit code of a process whose settings are wrong."""
@@ -478,7 +480,7 @@ def load_settings(**flags: Any) -> Settings:
 
 def _refuse_unknown_variables() -> None:
     """A misspelt variable would otherwise be ignored without a word."""
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE, URL_VARIABLE}
     unknown = sorted(
         name
         for name in os.environ
