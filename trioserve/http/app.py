@@ -9,6 +9,7 @@ from quart_trio import QuartTrio
 
 from trioserve.http.chat import chat_completions
 from trioserve.http.completions import completions
+from trioserve.http.concurrency import Concurrency
 from trioserve.http.errors import on_error
 from trioserve.http.models import get_model, list_models
 from trioserve.http.probes import health, live, ready, version
@@ -49,6 +50,7 @@ def create_app(services: Services) -> QuartTrio:
             methods=[method],
             provide_automatic_options=False,
         )
+    Concurrency(services.settings.max_concurrency).guard(app)
     app.register_error_handler(Exception, on_error)
     app.after_request(partial(_finish, services))
     return app

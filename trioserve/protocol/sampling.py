@@ -2,8 +2,9 @@
 
 import math
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Final, Self, TypeVar
 
 import msgspec
@@ -148,6 +149,8 @@ class SamplingDefaults:
     repetition_penalty: float = 1.0
     max_tokens: int | None = None
     """None: as many as the context has room for."""
+    draw_seed: Callable[[], int] = field(default=partial(secrets.randbits, 63))
+    """The seed of a request that brings none."""
 
     @classmethod
     def from_generation_config(
@@ -207,7 +210,7 @@ def sampling_params(request: GenerationFields, defaults: SamplingDefaults, *, ro
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
         logit_bias=_logit_bias(request.logit_bias or {}, defaults.vocab_size),
-        seed=secrets.randbits(63) if request.seed is None else request.seed & _SEED_MASK,
+        seed=defaults.draw_seed() if request.seed is None else request.seed & _SEED_MASK,
         logprobs=request.num_logprobs,
         stop_token_ids=_stop_token_ids(request, defaults),
         stop=request.stop_strings,
