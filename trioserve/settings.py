@@ -80,7 +80,9 @@ class ModelSettings(SettingsGroup):
     @field_validator("served_model_name", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
-        return value.replace(",", " ").split() if isinstance(value, str) else value
+        if isinstance(value, str | list) and all(isinstance(part, str) for part in value):
+            return " ".join([value] if isinstance(value, str) else value).replace(",", " ").split()
+        return value
 
     @field_validator("dtype", mode="before")
     @classmethod
