@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from trioserve import __version__
 from trioserve.errors import SettingsError
-from trioserve.flags import ALIASES, NOT_OBEYED, SHORT_FLAGS, aliases_of, canonical, shown
+from trioserve.flags import ALIASES, SHORT_FLAGS, aliases_of, canonical, shown
+from trioserve.not_obeyed import NOT_OBEYED
 from trioserve.settings import (
     ENV_PREFIX,
     EXIT_SETTINGS,

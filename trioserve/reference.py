@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from trioserve.flags import ALIASES, NOT_OBEYED, NotObeyed, aliases_of
+from trioserve.flags import ALIASES, aliases_of
+from trioserve.not_obeyed import NOT_OBEYED, NotObeyed
 from trioserve.settings import CONFIG_VARIABLE, ENV_PREFIX, GROUPS, Settings
 
 VLLM: Final = """

@@ -1,5 +1,7 @@
 """``max_concurrency``: how many requests are served at a time."""
 
+from functools import partial
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -35,9 +37,8 @@ async def test_who_leaves_or_is_wrong_gives_the_place_back(autojump_clock: MockC
         for _ in range(3):
             leaves = trio.Event()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(
-                    lambda leaves=leaves: house.ask("POST", CHAT, {**HI, "stream": True}, leaves=leaves)
-                )
+                stream = partial(house.ask, "POST", CHAT, {**HI, "stream": True}, leaves=leaves)
+                nursery.start_soon(stream)
                 await trio.sleep(2)
                 assert (await house.post(CHAT, HI)).status == 429
                 leaves.set()

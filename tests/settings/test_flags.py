@@ -9,7 +9,8 @@ import pytest
 from trioserve import cli
 from trioserve.cli import main
 from trioserve.errors import SettingsError
-from trioserve.flags import ALIASES, NOT_OBEYED, SHORT_FLAGS, canonical, shown
+from trioserve.flags import ALIASES, SHORT_FLAGS, canonical, shown
+from trioserve.not_obeyed import NOT_OBEYED
 from trioserve.reference import NOTES, SYSTEMS, pages
 from trioserve.settings import ENV_PREFIX, GROUPS, Settings, load_settings
 

@@ -62,7 +62,7 @@ def test_a_full_warm_up_fills_a_step_and_decodes_at_several_batch_sizes() -> Non
     [({"max_model_len": 2}, 8), ({"max_model_len": 1}, 0), ({"num_blocks": 8}, 8 * 127)],
 )
 def test_a_warm_up_keeps_within_the_blocks_and_the_context(changes: dict[str, int], longest: int) -> None:
-    found = steps(**{"num_blocks": 64, "use_warmup": True, "max_num_batched_tokens": 4096} | changes)  # type: ignore[arg-type] # all are
+    found = steps(**{"num_blocks": 64, "use_warmup": True, "max_num_batched_tokens": 4096} | changes)
     assert max([tokens for _, tokens in found], default=0) <= longest
 
 

@@ -171,7 +171,7 @@ class SamplingDefaults:
             max_tokens=None if max_new_tokens is None else int(max_new_tokens),
             **number("temperature", 0, _MAX_TEMPERATURE),
             **number("top_p", 0, 1),
-            **{name: int(value) for name, value in number("top_k", 0, 1 << 30).items()},
+            top_k=int(number("top_k", 0, 1 << 30).get("top_k", 0)),
             **number("min_p", 0, 1),
             **number("repetition_penalty", _MIN_REPETITION_PENALTY, 100),
         )
