@@ -28,45 +28,47 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def drawn(server: Server) -> list[str]:
-    """The first answers of the server that draw."""
-    return [complete(httpx.Client(base_url=server.url), **DRAWN) for _ in range(2)]
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn(client: httpx.Client) -> list[str]:
+    """The first answers of the server, which draw."""
+    return [complete(client, **DRAWN) for _ in range(2)]
 
 
 def complete(client: httpx.Client, **body: Any) -> str:
-    answer = client.post("/v1/completions", json=body, timeout=60)
+    answer = client.post("/v1/completions", json=body)
     assert answer.status_code == 200, answer.text
     text: str = answer.json()["choices"][0]["text"]
     return text
 
 
-def test_other_servers_flags_reach_model_and_works(server: Server, drawn: list[str]) -> None:
-    models = httpx.get(server.url + "/v1/models").json()["data"]
+def test_other_servers_flags_reach_model_and_works(server: Server, client: httpx.Client) -> None:
+    models = client.get("/v1/models").json()["data"]
     assert [model["id"] for model in models] == ["left", "right"]
     assert server.health()["num_blocks"] == 77
     assert "77 blocks of 32 tokens" in server.log
-    too_long = httpx.post(server.url + "/v1/completions", json={"prompt": [5] * 300}, timeout=60)
+    too_long = client.post("/v1/completions", json={"prompt": [5] * 300})
     assert too_long.status_code == 400
     assert "the model takes 300 tokens" in too_long.json()["error"]["message"]
 
 
-def test_a_prompt_is_answered_in_one_piece(server: Server, drawn: list[str]) -> None:
-    assert complete(httpx.Client(base_url=server.url), prompt=[5] * 290, max_tokens=2, temperature=0)
+def test_a_prompt_is_answered_in_one_piece(server: Server, client: httpx.Client) -> None:
+    assert complete(client, prompt=[5] * 290, max_tokens=2, temperature=0)
     server.wait_idle()
 
 
-def test_above_max_concurrency_requests_get_429(server: Server, drawn: list[str]) -> None:
+def test_above_max_concurrency_requests_get_429(server: Server, client: httpx.Client) -> None:
     body = {"prompt": "Hello", "max_tokens": 150, "ignore_eos": True}
     with ThreadPoolExecutor(8) as pool:
-        answers = list(
-            pool.map(lambda _: httpx.post(server.url + "/v1/completions", json=body, timeout=60), range(8))
-        )
+        answers = list(pool.map(lambda _: client.post("/v1/completions", json=body), range(8)))
     statuses = sorted(answer.status_code for answer in answers)
     assert statuses[:2] == [200, 200]
     assert statuses[-1] == 429
-    assert {answer.headers.get("retry-after") is None for answer in answers if answer.status_code == 429} == {
-        False
-    }
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
     server.wait_idle()
 
 
@@ -86,8 +88,11 @@ def test_a_unix_socket_variables_and_the_file_and_the_draws_of_a_seed(
         settings=settings,
         wait_ready=False,
     ) as server:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://server") as client:
-            wait_until(lambda: is_ready(client), 60, lambda: server.log)
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://server", timeout=60
+        ) as client:
+            wait_until(lambda: f"listening on http://unix:{socket}" in server.log, 60, lambda: server.log)
+            wait_until(lambda: client.get("/ready").status_code == 200, 60, lambda: server.log)
             assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["third"]
             assert [complete(client, **DRAWN) for _ in range(2)] == drawn
             assert drawn[0] != drawn[1]
@@ -96,10 +101,3 @@ def test_a_unix_socket_variables_and_the_file_and_the_draws_of_a_seed(
         server.terminate()
         assert server.wait() == 0
     assert not socket.exists()
-
-
-def is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/ready").status_code == 200
-    except httpx.TransportError:
-        return False
