@@ -203,7 +203,9 @@ def _help(name: str, field: FieldInfo) -> str:
 
 
 def _toml(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value, default=str).strip('"')
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value) if isinstance(value, bool | tuple) else str(value)
 
 
 def _flag(name: str) -> str:

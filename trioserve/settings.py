@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -125,7 +125,8 @@ class EngineSettings(SettingsGroup):
     num_threads: int = Field(default=0, ge=0, le=1024)
     """Threads a rank computes with; 0: one per physical core."""
     use_warmup: bool = False
-    """Whether the ranks compute a full prompt and decodes of several batch sizes before /ready says 200."""
+    """Whether the ranks compute a prompt of max_num_batched_tokens and decodes of every batch size up to 64 before
+    /ready says 200."""
     start_timeout_s: Seconds = 1800.0
     """Time a rank has to load the model."""
     step_timeout_s: Seconds = 120.0
@@ -347,9 +348,13 @@ def _file() -> Source:
     faults += [
         f"{name} in {path.name} = {str(value).lower()}: should be {_kind(name)}, not a boolean"
         for name, value in values.items()
-        if isinstance(value, bool) and Settings.model_fields[name].annotation is not bool
+        if isinstance(value, bool) and not _takes_booleans(Settings.model_fields[name].annotation)
     ]
     return Source(path.name, values, tuple(faults))
+
+
+def _takes_booleans(annotation: Any) -> bool:
+    return annotation is bool or bool in get_args(annotation)
 
 
 def _kind(name: str) -> str:

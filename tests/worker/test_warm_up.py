@@ -41,20 +41,15 @@ def test_a_short_prompt_and_a_decode_are_always_computed() -> None:
     assert steps(use_warmup=False) == [(1, 16), (1, 1)]
 
 
-def test_a_full_warm_up_fills_a_step_and_decodes_at_several_batch_sizes() -> None:
-    found = steps(use_warmup=True, max_num_seqs=40, max_num_batched_tokens=512, max_model_len=1000)
-    assert found == [
-        (1, 16),
-        (1, 1),
-        (1, 512),
-        (1, 1),
-        (8, 512),
-        (8, 8),
-        (32, 512),
-        (32, 32),
-        (40, 480),
-        (40, 40),
-    ]
+def test_a_full_warm_up_decodes_at_every_batch_size_and_fills_a_step() -> None:
+    found = steps(use_warmup=True, max_num_seqs=3, max_num_batched_tokens=512, max_model_len=1000)
+    every = [(3, 3), (3, 3), (2, 2), (2, 2), (1, 1), (1, 1)]
+    assert found == [(1, 16), (1, 1), (3, 510), (3, 3), (1, 512), (1, 1), *every]
+
+
+def test_a_full_warm_up_has_an_end() -> None:
+    found = steps(num_blocks=4000, use_warmup=True, max_num_seqs=1000, max_num_batched_tokens=2000)
+    assert sorted({num_seqs for num_seqs, _ in found}) == [*range(1, 65), 1000]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ from trioserve.worker.runner import ModelRunner
 
 _PROGRESS_EVERY_S: Final = 0.1
 _WARM_UP_TOKENS: Final = 16
-_WARM_UP_SEQS: Final = (1, 8, 32, 128, 512)
-"""Batch sizes of a full warm-up, as far as ``max_num_seqs`` goes."""
+_WARM_UP_SEQS: Final = 64
+"""Decodes of every batch size up to it are part of a full warm-up: the first product of each number of rows makes a
+kernel for it, which takes about as long as the product. oneDNN keeps 1024 kernels and forgets the oldest: twice as many
+sizes did not fit."""
 
 
 def load_runner(
@@ -81,11 +83,10 @@ def _warm_up(runner: ModelRunner, config: WorkerConfig, num_blocks: int) -> None
     """Run prefills and decodes, so that the first requests do not pay for what is made on first use."""
     _run_once(runner, config, num_blocks, num_seqs=1, num_tokens=_WARM_UP_TOKENS)
     if config.use_warmup:
-        for num_seqs in sorted({*_WARM_UP_SEQS, config.max_num_seqs}):
-            if num_seqs <= config.max_num_seqs:
-                _run_once(
-                    runner, config, num_blocks, num_seqs=num_seqs, num_tokens=config.max_num_batched_tokens
-                )
+        for num_seqs in (config.max_num_seqs, 1):
+            _run_once(runner, config, num_blocks, num_seqs=num_seqs, num_tokens=config.max_num_batched_tokens)
+        for num_seqs in range(min(_WARM_UP_SEQS, config.max_num_seqs), 0, -1):
+            _run_once(runner, config, num_blocks, num_seqs=num_seqs, num_tokens=num_seqs)
 
 
 def _run_once(
