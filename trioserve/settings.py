@@ -1,15 +1,19 @@
 """One tree of settings: defaults < ``trioserve.toml`` < ``TRIOSERVE_*`` < flags; frozen once built.
 
 The classes are the groups of ``trioserve serve --help``; all fields share one flat name space, so that
-``max_num_seqs``, ``TRIOSERVE_MAX_NUM_SEQS`` and ``--max-num-seqs`` are the same setting.
+``max_num_seqs``, ``TRIOSERVE_MAX_NUM_SEQS`` and ``--max-num-seqs`` are the same setting. ``flags`` knows the names that
+other servers give them.
 """
 
 import ipaddress
 import json
 import os
 import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,23 +28,29 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from trioserve.errors import SettingsError
+from trioserve.flags import canonical, shown
 
 ENV_PREFIX = "TRIOSERVE_"
 CONFIG_VARIABLE = "TRIOSERVE_CONFIG"
 """Names another file than ``trioserve.toml`` in the working directory."""
 URL_VARIABLE = "TRIOSERVE_URL"
 """Of clients, which may share our environment."""
+_NOT_SETTINGS = frozenset({CONFIG_VARIABLE, URL_VARIABLE})
 BUILTIN_MODEL = "builtin"
 EXIT_SETTINGS = 78
 """The exit code of a process whose settings are wrong."""
 
+_FILE = "trioserve.toml"
+_GPU_MEMORY_UTILIZATION = 0.9
+"""What GPUs are used to; on a CPU nothing else can be asked for."""
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP)")
 """What Kubernetes puts into the environment of a pod when a Service is called "trioserve"."""
 
@@ -158,10 +168,12 @@ class ModelSettings(SettingsGroup):
     """Branch, tag or commit of the repository."""
     tokenizer: str | None = None
     """Where the tokenizer comes from, if not from the model."""
+    tokenizer_revision: str | None = None
+    """Branch, tag or commit of the tokenizer's repository."""
     download_dir: Path | None = None
     """The hub's cache folder, if not the usual one."""
-    load_format: Literal["auto", "dummy"] = "auto"
-    """auto reads safetensors; dummy makes seeded random weights."""
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    """auto reads safetensors, the only format; dummy makes seeded random weights."""
     served_model_name: Names = ()
     """Names that answers and /v1/models give; by default the model's."""
     chat_template: str | None = None
@@ -169,9 +181,10 @@ class ModelSettings(SettingsGroup):
     max_model_len: Count | None = None
     """Tokens of prompt and answer together; by default the model's."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Of weights and KV cache; auto takes the checkpoint's."""
-    seed: int = 0
-    """Of dummy weights."""
+    """Of weights and KV cache; auto takes the checkpoint's. half and float are float16 and float32."""
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+    """Once given, requests without a seed of their own draw from it: the same requests in the same order get the same
+    answers. Dummy weights are made from it too."""
     generation_config: str = "auto"
     """Sampling defaults: auto takes the model's generation_config.json, none our own; or a folder that has one."""
     override_generation_config: Annotated[
@@ -182,28 +195,53 @@ class ModelSettings(SettingsGroup):
     @field_validator("served_model_name", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
-        return value.replace(",", " ").split() if isinstance(value, str) else value
+        if isinstance(value, str | list) and all(isinstance(part, str) for part in value):
+            return " ".join([value] if isinstance(value, str) else value).replace(",", " ").split()
+        return value
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _spell_dtype(cls, value: Any) -> Any:
+        return {"half": "float16", "float": "float32"}.get(value, value) if isinstance(value, str) else value
 
 
 class EngineSettings(SettingsGroup):
     """Engine"""
 
     device: Literal["cpu"] = "cpu"
-    """What the ranks compute on."""
+    """What the ranks compute on; auto is cpu too."""
+    tensor_parallel_size: Count = 1
+    """Ranks that share a model's layers. On a CPU one rank uses all cores: 1."""
     max_num_seqs: Count = Field(default=128, le=4096)
     """Sequences that run at a time."""
     max_num_batched_tokens: Count = Field(default=512, le=1 << 20)
     """Tokens that one step computes at most; longer prompts are cut into chunks."""
+    enable_chunked_prefill: bool = True
+    """Whether prompts may be cut. Without it max_num_batched_tokens must be at least max_model_len, and a prompt waits
+    for a step that has room for all of it."""
     block_size: int = Field(default=16, ge=16, le=256, multiple_of=16)
     """Tokens a KV block holds."""
     kv_cache_bytes: int = Field(default=0, ge=0)
     """Memory for the KV cache; 0: what fits this machine."""
     num_kv_blocks: Count | None = None
     """KV blocks to allocate, instead of kv_cache_bytes."""
+    cache_max_entry_count: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the memory that is free once the weights are loaded, for the KV cache, instead of kv_cache_bytes. By
+    default as much as max_num_seqs sequences can use, at most 0.4."""
+    kv_cache_ratio: float | None = Field(default=None, gt=0, le=1)
+    """Share of the KV blocks that prompts may take while others run; the rest is kept for answers. By default one block
+    for each that runs is kept, at most a sixteenth of all."""
+    gpu_memory_utilization: float = Field(default=_GPU_MEMORY_UTILIZATION, gt=0, le=1)
+    """Share of a GPU's memory. On a CPU nothing else than 0.9 may be asked for."""
+    swap_space: float = Field(default=0.0, ge=0)
+    """GiB of host memory that a GPU's KV blocks may move to. On a CPU: 0."""
     enable_prefix_caching: bool = True
     """Whether prompts share the KV blocks of equal beginnings."""
     num_threads: int = Field(default=0, ge=0, le=1024)
     """Threads a rank computes with; 0: one per physical core."""
+    use_warmup: bool = False
+    """Whether the ranks compute a prompt of max_num_batched_tokens and decodes of every batch size up to 64 before
+    /ready says 200."""
     start_timeout_s: Seconds = 1800.0
     """Time a rank has to load the model."""
     enable_early_stop: bool = False
@@ -219,6 +257,13 @@ class EngineSettings(SettingsGroup):
     max_restarts: int = Field(default=5, ge=0)
     """Restarts of the works within 10 minutes before the server gives up with exit code 70."""
 
+    @field_validator("device", mode="before")
+    @classmethod
+    def _check_device(cls, value: Any) -> Any:
+        if value in ("auto", "cpu"):
+            return "cpu"
+        raise ValueError("only CPUs are computed on, no GPU; leave it out")
+
 
 class LimitSettings(SettingsGroup):
     """Limits"""
@@ -227,6 +272,9 @@ class LimitSettings(SettingsGroup):
     """Sequences that may wait; above it new requests get 429."""
     max_num_queued_tokens: Count = 1 << 20
     """Prompt tokens that may wait; above it new requests get 429."""
+    max_concurrency: Count | None = None
+    """POST requests that are served at a time, waiting ones included; above it new ones get 429. By default the line
+    and the running sequences are the only bounds."""
     max_body_bytes: Count = 16 << 20
     """Of a request's body; a longer one gets 413."""
     max_header_bytes: int = Field(default=32 * 1024, ge=1024, le=1 << 20)
@@ -293,6 +341,8 @@ class ServerSettings(SettingsGroup):
     """Address to listen on. Under ``hypercorn`` its own --bind counts."""
     port: int = Field(default=8000, ge=0, le=65535)
     """0 takes a free one and logs it."""
+    uds: Path | None = None
+    """Unix socket to listen on, instead of host and port. Under ``hypercorn`` its own --bind counts."""
     backlog: Count = 1024
     """Connections that may wait to be accepted."""
     drain_delay_s: Seconds = 5.0
@@ -313,10 +363,15 @@ class ServerSettings(SettingsGroup):
     """fastdeploy: metrics go by FastDeploy's names too."""
     enable_tokenizer_info_endpoint: bool = False
     """Whether GET /tokenizer_info shows the tokenizer's configuration and chat template."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     """Lines of less weight are left out."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """auto: text on a terminal, one JSON object a line elsewhere."""
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower_level(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
 
 
 class AccessSettings(SettingsGroup):
@@ -444,6 +499,41 @@ class Settings(
         config = self.early_stop_config
         return config if self.enable_early_stop or config.enable_early_stop else None
 
+    @model_validator(mode="after")
+    def _check_cpu(self) -> Self:
+        if self.tensor_parallel_size > 1:
+            raise ValueError(
+                f"tensor_parallel_size = {self.tensor_parallel_size}: a model is shared by GPUs only, and one rank "
+                "computes on all cores of a CPU; leave it at 1"
+            )
+        if self.gpu_memory_utilization != _GPU_MEMORY_UTILIZATION:
+            raise ValueError(
+                f"gpu_memory_utilization = {self.gpu_memory_utilization}: there is no GPU here; give the KV cache its "
+                "share of the free memory by cache_max_entry_count"
+            )
+        if self.swap_space:
+            raise ValueError(
+                f"swap_space = {self.swap_space}: the KV cache lies in the host's memory already; leave it at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_kv_cache(self) -> Self:
+        sizes = ("num_kv_blocks", "kv_cache_bytes", "cache_max_entry_count")
+        given = [f"{name} = {getattr(self, name)}" for name in sizes if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} all size the KV cache: leave only one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_address(self) -> Self:
+        both = sorted({"host", "port"} & self.model_fields_set)
+        if self.uds is not None and both:
+            raise ValueError(
+                f"uds = '{self.uds}' is listened on instead of host and port: leave out {' and '.join(both)}"
+            )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -453,49 +543,114 @@ class Settings(
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls, os.environ.get(CONFIG_VARIABLE, "trioserve.toml"))
-        return init_settings, env_settings, toml
+        variables, file = _variables(), _file()
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = {ENV_PREFIX.lower() + name: value for name, value in variables.values.items()}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, dict(file.values))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What one place says of the settings."""
+
+    label: str
+    values: Mapping[str, Any]
+    """By the settings' own names, unchecked."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with its names, a clause each."""
 
 
 def load_settings(**flags: Any) -> Settings:
-    """The settings of this process; ``flags`` win over environment and file.
+    """The settings of this process; ``flags`` win over environment and file and may be named as other servers do.
 
     Raises:
         SettingsError: A value is wrong or a name unknown; one sentence, each fault in it with what to change.
     """
-    _refuse_unknown_variables()
+    sources = read_sources(**flags)
+    faults = [fault for source in sources for fault in source.faults]
+    if not faults:
+        try:
+            return Settings(**sources[0].values)
+        except ValidationError as exc:
+            faults = [_describe(error, sources) for error in exc.errors()]
+        except ValueError as exc:  # a variable that should be JSON
+            faults = [str(exc)]
+    sentence = f"Bad settings: {'; '.join(faults)}"
+    raise SettingsError(sentence if sentence.endswith("?") else sentence + ".")
+
+
+def read_sources(**flags: Any) -> tuple[Source, Source, Source]:
+    """Flags, variables and file, the one that wins first.
+
+    Raises:
+        SettingsError: The file is not there or is no TOML.
+    """
+    values, faults = canonical(flags, Settings.model_fields, spell=_as_flag)
+    return Source("flag", values, tuple(faults)), _variables(), _file()
+
+
+def source_of(name: str, sources: tuple[Source, ...]) -> str:
+    """Where the setting ``name`` comes from."""
+    return next((source.label for source in sources if name in source.values), "default")
+
+
+def _variables() -> Source:
+    """A misspelt variable would otherwise be ignored without a word."""
+    given = {
+        name.removeprefix(ENV_PREFIX).lower(): value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(ENV_PREFIX)
+        and name not in {CONFIG_VARIABLE, URL_VARIABLE}
+        and not _SERVICE_LINK.search(name)
+    }
+    values, faults = canonical(given, Settings.model_fields, spell=_as_variable)
+    return Source("variable", values, tuple(faults))
+
+
+def _file() -> Source:
+    """What ``trioserve.toml`` or the file that is named instead says; nothing where the former is not there."""
     named = os.environ.get(CONFIG_VARIABLE)
-    if named is not None and not Path(named).is_file():
+    path = Path(named or _FILE)
+    if named is not None and not path.is_file():
         raise SettingsError(
             f"{CONFIG_VARIABLE} names {named!r}, which is not a file: correct the path or unset it."
         )
     try:
-        return Settings(**flags)
-    except ValidationError as exc:
-        faults = "; ".join(_describe(error) for error in exc.errors())
-        raise SettingsError(f"Bad settings: {faults}.") from exc
-    except ValueError as exc:
-        raise SettingsError(f"trioserve.toml cannot be read: {exc}.") from exc
+        given = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as exc:
+        raise SettingsError(f"{path.name} cannot be read: {exc}.") from exc
+    values, faults = canonical(given, Settings.model_fields, spell=lambda name: f"{name} in {path.name}")
+    faults += [
+        f"{name} in {path.name} = {str(value).lower()}: should be {_kind(name)}, not a boolean"
+        for name, value in values.items()
+        if isinstance(value, bool) and not _takes_booleans(Settings.model_fields[name].annotation)
+    ]
+    return Source(path.name, values, tuple(faults))
 
 
-def _refuse_unknown_variables() -> None:
-    """A misspelt variable would otherwise be ignored without a word."""
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE, URL_VARIABLE}
-    unknown = sorted(
-        name
-        for name in os.environ
-        if name.startswith(ENV_PREFIX) and name not in known and not _SERVICE_LINK.search(name)
-    )
-    if unknown:
-        raise SettingsError(f"Unknown setting {', '.join(unknown)}: correct the name or unset it.")
+def _takes_booleans(annotation: Any) -> bool:
+    return annotation is bool or bool in get_args(annotation)
 
 
-def _describe(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if not name:
+def _kind(name: str) -> str:
+    number = str(Settings.model_fields[name].annotation)
+    return "a number" if "int" in number or "float" in number else "a text"
+
+
+def _as_flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _as_variable(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
+def _describe(error: Any, sources: tuple[Source, ...]) -> str:
+    """``port = 'x' (TRIOSERVE_PORT): input should be a valid integer``"""
+    if not error["loc"]:
         return str(error["ctx"]["error"])
-    if error["type"] == "extra_forbidden":
-        return f"{name} is not a setting; correct the name or remove it"
-    given = name if name.partition(".")[0] in SECRETS else f"{name} = {error['input']!r}"
+    name = str(error["loc"][0])
+    label = source_of(name, sources)
+    origin = {"flag": "", "default": "", "variable": f" ({_as_variable(name)})"}.get(label, f" ({label})")
     message = error["msg"].removeprefix("Value error, ")
-    return f"{given}: {message[0].lower()}{message[1:]}"
+    return f"{name} = {shown(name, error['input'])}{origin}: {message[0].lower()}{message[1:]}"

@@ -96,18 +96,23 @@ def running_server(
     log_path: Path,
     *,
     command: tuple[str, ...] = HYPERCORN,
+    address: tuple[str, ...] | None = None,
     settings: Mapping[str, object] | None = None,
     wait_ready: bool = True,
     certificate: Certificate | None = None,
 ) -> Iterator[Server]:
-    """A server for as long as the block is open; ended by SIGTERM, and checked to have gone in good order."""
+    """A server for as long as the block is open; ended by SIGTERM, and checked to have gone in good order.
+
+    Args:
+        address: What the command is told of where to listen, if not on ``Server.port``.
+    """
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRIOSERVE_")}
     chosen = {"drain_delay_s": 0, "num_threads": 1, **(settings or {})}
     environment |= {"TRIOSERVE_" + name.upper(): str(value) for name, value in chosen.items()}
-    address = (
-        ("--port", str(port)) if command[: len(TRIOSERVE)] == TRIOSERVE else ("--bind", f"127.0.0.1:{port}")
-    )
+    if address is None:
+        is_ours = command[: len(TRIOSERVE)] == TRIOSERVE
+        address = ("--port", str(port)) if is_ours else ("--bind", f"127.0.0.1:{port}")
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             [*command, *address],

@@ -336,12 +336,13 @@ def test_what_the_operator_wishes_wins_over_the_model_and_loses_to_the_request()
 
 def test_each_prompt_of_a_request_has_its_own_room_and_draws() -> None:
     shared = params(room=100, min_tokens=60)
-    small, large = (params_of_prompt(shared, room=room, seed=None) for room in (50, 100))
+    seeds = iter((11, 12))
+    small, large = (params_of_prompt(shared, room=room, draw_seed=lambda: next(seeds)) for room in (50, 100))
     assert (small.max_tokens, small.min_tokens) == (50, 50)
     assert (large.max_tokens, large.min_tokens) == (100, 60)
-    assert len({small.seed, large.seed, shared.seed}) == 3
+    assert (small.seed, large.seed) == (11, 12)
     asked = params(seed=5)
-    assert params_of_prompt(asked, room=100, seed=5) == asked
+    assert params_of_prompt(asked, room=100, draw_seed=None) == asked
 
 
 def test_completions_have_their_own_default_length_and_logprobs() -> None:

@@ -29,6 +29,8 @@ class House:
         depth: int = 2,
         next_token: object = mixing,
         enable_prefix_caching: bool = True,
+        enable_chunked_prefill: bool = True,
+        kv_cache_ratio: float | None = None,
     ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=max_num_seqs,
@@ -37,6 +39,8 @@ class House:
             max_num_queued_reqs=max_queued,
             max_num_queued_tokens=10_000,
             enable_prefix_caching=enable_prefix_caching,
+            enable_chunked_prefill=enable_chunked_prefill,
+            kv_cache_ratio=kv_cache_ratio,
         )
         self.scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE)
         self.rank = FakeRank(BLOCK_SIZE, next_token)  # type: ignore[arg-type]  # either of the two functions
@@ -104,6 +108,70 @@ def test_a_long_prompt_is_cut_to_the_budget_and_decodes_go_on_beside_it() -> Non
     assert house.rank.largest_step <= 16
     assert steps == 7  # 15 tokens of the prompt in each
     assert decoding.num_output_tokens - before == steps
+
+
+def test_a_prompt_that_may_not_be_cut_waits_for_a_step_with_room_for_all_of_it() -> None:
+    house = House(depth=1, enable_chunked_prefill=False)
+    decoding = [house.add([i], max_tokens=6) for i in range(3)]
+    house.step()
+    whole = house.add(list(range(16)), max_tokens=1)
+    behind = house.add([9], max_tokens=1)
+    house.drain()
+    assert house.rank.largest_step == 16
+    assert house.order == [seq.seq_id for seq in [*decoding, whole, behind]]
+    assert output(whole) == expected(list(range(16)), 1)
+
+
+def test_without_cuts_prompts_share_a_step_as_far_as_they_fit_whole() -> None:
+    house = House(depth=1, enable_chunked_prefill=False)
+    for first in (10, 20, 30):
+        house.add([first] * 7, max_tokens=1)
+    house.step()
+    assert house.rank.num_computed == 14
+    house.drain()
+    assert house.rank.num_computed == 21
+
+
+def test_a_cached_beginning_counts_not_against_the_room_of_a_step() -> None:
+    house = House(enable_chunked_prefill=False)
+    prompt = list(range(16))
+    house.add(prompt, max_tokens=1)
+    house.drain()
+    again = house.add([*prompt, 1, 2, 3], max_tokens=1)
+    house.drain()
+    assert again.num_cached_tokens == 16
+    assert output(again) == expected([*prompt, 1, 2, 3], 1)
+
+
+@pytest.mark.parametrize(("ratio", "num_admitted"), [(None, 7), (1.0, 8), (0.75, 6), (0.5, 4)])
+def test_prompts_take_no_more_than_their_share_of_the_blocks(ratio: float | None, num_admitted: int) -> None:
+    """Eight prompts of two blocks each at sixteen blocks."""
+    house = House(
+        num_blocks=16, max_num_batched_tokens=64, enable_prefix_caching=False, kv_cache_ratio=ratio, depth=1
+    )
+    for i in range(8):
+        house.add([i] * 8, max_tokens=1)
+    house.scheduler.plan_step()
+    assert house.scheduler.statistics().num_running == num_admitted
+
+
+def test_blocks_that_answers_hold_count_to_the_share_of_answers() -> None:
+    house = House(num_blocks=16, enable_prefix_caching=False, kv_cache_ratio=0.5, depth=1)
+    growing = house.add([1] * 4, max_tokens=33)
+    while growing.num_output_tokens < 32:
+        house.step()
+    assert house.scheduler.statistics().num_free_blocks == 7  # one of the prompt, eight of the answer
+    house.add([2] * 16, max_tokens=1)
+    house.scheduler.plan_step()
+    assert house.scheduler.statistics().num_running == 2
+
+
+def test_a_prompt_larger_than_its_share_runs_alone() -> None:
+    house = House(num_blocks=16, kv_cache_ratio=0.25)
+    large, small = house.add(list(range(40)), max_tokens=4), house.add([7], max_tokens=4)
+    house.drain()
+    assert output(large) == expected(list(range(40)), 4)
+    assert house.order == [large.seq_id, small.seq_id]
 
 
 def test_equal_beginnings_are_computed_once() -> None:

@@ -75,6 +75,18 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
             r"max_logprobs = 100 with max_num_batched_tokens = 1048576 makes .* lower one of them",
         ),
         ({"max_num_batched_tokens": 8}, r"max_num_batched_tokens = 8 must be at least max_num_seqs = 128"),
+        ({"device": "cuda"}, r"device = 'cuda': only CPUs are computed on, no GPU"),
+        ({"tensor_parallel_size": 2}, r"tensor_parallel_size = 2: .* leave it at 1"),
+        ({"gpu_memory_utilization": 0.5}, r"gpu_memory_utilization = 0\.5: .* cache_max_entry_count"),
+        ({"swap_space": 4}, r"swap_space = 4\.0: .* leave it at 0"),
+        ({"cache_max_entry_count": 1}, r"cache_max_entry_count = 1: input should be less than 1"),
+        ({"kv_cache_ratio": 0}, r"kv_cache_ratio = 0: input should be greater than 0"),
+        (
+            {"num_kv_blocks": 9, "kv_cache_bytes": 9},
+            r"num_kv_blocks = 9 and kv_cache_bytes = 9 .* leave only one",
+        ),
+        ({"uds": "/tmp/s", "port": 1}, r"uds = '/tmp/s' is listened on instead .* leave out port"),
+        ({"seed": -1}, r"seed = -1: input should be greater than or equal to 0"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_limit(flags: dict[str, object], sentence: str) -> None:
@@ -84,11 +96,16 @@ def test_a_wrong_value_is_named_with_its_limit(flags: dict[str, object], sentenc
 
 def test_a_misspelt_name_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIOSERVE_MAX_NUMSEQS", "4")
-    with pytest.raises(SettingsError, match="Unknown setting TRIOSERVE_MAX_NUMSEQS"):
+    with pytest.raises(
+        SettingsError, match="TRIOSERVE_MAX_NUMSEQS is not a setting: did you mean TRIOSERVE_MAX_NUM_SEQS"
+    ):
         load_settings()
     monkeypatch.delenv("TRIOSERVE_MAX_NUMSEQS")
     Path("trioserve.toml").write_text("prot = 1\n", encoding="utf-8")
-    with pytest.raises(SettingsError, match="prot is not a setting"):
+    with pytest.raises(
+        SettingsError,
+        match=r"prot in trioserve\.toml is not a setting: did you mean port in trioserve\.toml\?$",
+    ):
         load_settings()
 
 
@@ -102,6 +119,46 @@ def test_a_broken_file_is_told() -> None:
     Path("trioserve.toml").write_text("port = = 1\n", encoding="utf-8")
     with pytest.raises(SettingsError, match=r"trioserve\.toml cannot be read"):
         load_settings()
+
+
+def test_a_wrong_value_is_told_with_the_place_that_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("trioserve.toml").write_text("max_num_seqs = 'many'\n", encoding="utf-8")
+    monkeypatch.setenv("TRIOSERVE_PORT", "here")
+    with pytest.raises(SettingsError) as told:
+        load_settings(backlog="x")
+    assert "max_num_seqs = 'many' (trioserve.toml): input should be" in str(told.value)
+    assert "port = 'here' (TRIOSERVE_PORT): input should be" in str(told.value)
+    assert "backlog = 'x': input should be" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("max_num_seqs = true", r"max_num_seqs in trioserve\.toml = true: should be a number, not a boolean"),
+        ("model = false", r"model in trioserve\.toml = false: should be a text, not a boolean"),
+        ("port = [1]", r"port = \[1\] \(trioserve\.toml\): input should be a valid integer"),
+        ("[server]\nport = 1", r"server in trioserve\.toml is not a setting"),
+    ],
+)
+def test_a_wrong_type_in_the_file_is_told_with_file_and_key(line: str, sentence: str) -> None:
+    Path("trioserve.toml").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=sentence):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        ({"dtype": "half"}, "dtype", "float16"),
+        ({"dtype": "float"}, "dtype", "float32"),
+        ({"log_level": "WARNING"}, "log_level", "warning"),
+        ({"device": "auto"}, "device", "cpu"),
+        ({"use_warmup": "1"}, "use_warmup", True),
+        ({"gpu_memory_utilization": "0.9", "swap_space": "0"}, "swap_space", 0.0),
+    ],
+)
+def test_other_spellings_of_a_value_mean_the_same(flags: dict[str, str], name: str, value: object) -> None:
+    assert getattr(load_settings(**flags), name) == value
 
 
 def test_names_may_be_separated_by_spaces_or_commas(monkeypatch: pytest.MonkeyPatch) -> None:

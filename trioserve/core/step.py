@@ -37,6 +37,10 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     load_format: str = "auto"
     """"auto" reads safetensors; "dummy" makes seeded random weights."""
     seed: int = 0
+    kv_cache_share: float | None = None
+    """Of the memory that is free once the weights are loaded; None: as ``kv_cache_bytes`` says. In (0, 1)."""
+    use_warmup: bool = False
+    """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):

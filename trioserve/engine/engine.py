@@ -279,6 +279,8 @@ class Engine:
                 max_num_queued_reqs=settings.max_num_queued_reqs,
                 max_num_queued_tokens=settings.max_num_queued_tokens,
                 enable_prefix_caching=settings.enable_prefix_caching,
+                enable_chunked_prefill=settings.enable_chunked_prefill,
+                kv_cache_ratio=settings.kv_cache_ratio,
             ),
             num_blocks=executor.ready.num_blocks,
             block_size=settings.block_size,

@@ -10,6 +10,7 @@ from quart_trio import QuartTrio
 from trioserve.errors import SettingsError
 from trioserve.http.chat import chat_completions
 from trioserve.http.completions import completions
+from trioserve.http.concurrency import Concurrency
 from trioserve.http.cors import Cors
 from trioserve.http.door import Door, under_root_path
 from trioserve.http.errors import on_error
@@ -109,6 +110,7 @@ def create_app(services: Services, *, routes: Sequence[tuple[str, str, Handler]]
     app.register_error_handler(Exception, on_error)
     app.before_request(_name_route)
     app.before_request(door.admit)
+    Concurrency(services.settings.max_concurrency).guard(app)
     app.after_request(partial(_finish, services, door))
     # Quart's way to put something around an application
     app.asgi_app = releasing(app.asgi_app)  # type: ignore[assignment,method-assign]

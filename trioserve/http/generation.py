@@ -178,9 +178,10 @@ def prepare(
     salt = (asked.cache_salt or "").encode()
     encode = partial(served.renderer.tokenizer.encode, add_special_tokens=False)
     shared = sampling_params(asked, served.defaults, room=max(rooms), encode=encode)
+    draw_seed = served.defaults.draw_seed if asked.seed is None else None
     sequences = []
     for prompt, room in zip(prompts, rooms, strict=True):
-        params = params_of_prompt(shared, room=room, seed=asked.seed)
+        params = params_of_prompt(shared, room=room, draw_seed=draw_seed)
         if num_prompt_logprobs is not None:
             params = msgspec.structs.replace(params, prompt_logprobs=num_prompt_logprobs)
         sequences += [

@@ -1,7 +1,9 @@
 """What the handlers reach for."""
 
 import hashlib
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
@@ -83,15 +85,17 @@ class Services:
         """Answer requests with ``engine`` from now on."""
         model = engine.model
         vocab_size = min(renderer.vocab_size, model.vocab_size)
+        defaults = SamplingDefaults.from_generation_config(
+            model.generation_config, vocab_size=vocab_size, eos_token_ids=model.eos_token_ids
+        )
+        if self.settings.seed is not None:
+            seeds = random.Random(self.settings.seed)  # noqa: S311 # to be repeatable is the point
+            defaults = replace(defaults, draw_seed=partial(seeds.getrandbits, 63))
         identity = f"{trioserve.__version__} {model.name} {model.path.name}"
         self._model = ServedModel(
             engine=engine,
             renderer=renderer,
-            defaults=SamplingDefaults.from_generation_config(
-                model.generation_config,
-                vocab_size=vocab_size,
-                eos_token_ids=model.eos_token_ids,
-            ).overridden(self.settings.override_generation_config, self.settings.early_stop),
+            defaults=defaults.overridden(self.settings.override_generation_config, self.settings.early_stop),
             fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
             strict_names=self.settings.strict_model or len(model.names) > 1,
         )

@@ -4,7 +4,8 @@ import math
 import secrets
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Final, Self, TypeVar
 
 import msgspec
@@ -270,6 +271,8 @@ class SamplingDefaults:
     max_tokens_limit: int | None = None
     """The most that a request gets, whatever it asks for; None: as many as the context has room for."""
     early_stop: EarlyStop | None = None
+    draw_seed: Callable[[], int] = field(default=partial(secrets.randbits, 63))
+    """The seed of a request that brings none."""
 
     def overridden(self, wishes: GenerationOverrides, early_stop: EarlyStopConfig | None) -> Self:
         """These defaults with the operator's wishes in place of the model's."""
@@ -292,14 +295,13 @@ class SamplingDefaults:
             return {name: value} if low <= value <= high else {}
 
         max_new_tokens = number("max_new_tokens", 1, math.inf).get("max_new_tokens")
-        top_k: dict[str, Any] = {name: int(value) for name, value in number("top_k", 0, 1 << 30).items()}
         return cls(
             vocab_size=vocab_size,
             eos_token_ids=eos_token_ids,
             max_tokens=None if max_new_tokens is None else int(max_new_tokens),
             **number("temperature", 0, _MAX_TEMPERATURE),
             **number("top_p", 0, 1),
-            **top_k,
+            top_k=int(number("top_k", 0, 1 << 30).get("top_k", 0)),
             **number("min_p", 0, 1),
             **number("repetition_penalty", _MIN_REPETITION_PENALTY, 100),
         )
@@ -344,7 +346,7 @@ def sampling_params(
         allowed_token_ids=_checked_ids(
             request.allowed_token_ids or [], defaults.vocab_size, "allowed_token_ids"
         ),
-        seed=secrets.randbits(63) if request.seed is None else request.seed & _SEED_MASK,
+        seed=defaults.draw_seed() if request.seed is None else request.seed & _SEED_MASK,
         logprobs=request.num_logprobs,
         prompt_logprobs=request.prompt_logprobs,
         temp_scaled_logprobs=bool(request.temp_scaled_logprobs),
@@ -358,18 +360,20 @@ def sampling_params(
     )
 
 
-def params_of_prompt(params: SamplingParams, *, room: int, seed: int | None) -> SamplingParams:
+def params_of_prompt(
+    params: SamplingParams, *, room: int, draw_seed: Callable[[], int] | None
+) -> SamplingParams:
     """``params`` for another prompt of the request: clamped to its own ``room``, with draws of its own.
 
     Args:
-        seed: What the request asked for; where it asked for none, one is drawn.
+        draw_seed: Where the request asked for no seed: what draws one.
     """
     max_tokens = min(params.max_tokens, room)
     return msgspec.structs.replace(
         params,
         max_tokens=max_tokens,
         min_tokens=min(params.min_tokens, max_tokens),
-        seed=secrets.randbits(63) if seed is None else params.seed,
+        seed=params.seed if draw_seed is None else draw_seed(),
     )
 
 

@@ -26,6 +26,8 @@ class SchedulerLimits:
     max_num_queued_reqs: int
     max_num_queued_tokens: int
     enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    kv_cache_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,15 +208,18 @@ class Scheduler:
             if seq is None or seq.num_pending_tokens:
                 return
             num_ids += len(seq.token_ids) + seq.params.num_ids
-            if (admitted and num_ids > _MAX_ADMITTED_IDS) or not self._admit(seq, admitted):
+            if (admitted and num_ids > _MAX_ADMITTED_IDS) or not self._admit(seq, admitted, budget):
                 return
             num_tokens = min(budget, seq.num_uncomputed_tokens)
             self._schedule(seq, num_tokens, [], work)
             self._register(seq)  # the next in line may share these blocks: ranks write KV before they read it
             budget -= num_tokens
 
-    def _admit(self, seq: Sequence, admitted: list[Admission]) -> bool:
-        """Give the head of the line a slot and blocks for all its tokens, or say that there are none."""
+    def _admit(self, seq: Sequence, admitted: list[Admission], budget: int) -> bool:
+        """Give the head of the line a slot and blocks for all its tokens, or say that there are none.
+
+        Where prompts may not be cut, one that is longer than ``budget`` waits for a step that has more left.
+        """
         num_tokens, pool = len(seq.token_ids), self._pool
         # The last token is always computed: its logits give the next one. All are where the prompt is to be scored.
         found = (
@@ -223,9 +228,9 @@ class Scheduler:
             else []
         )
         num_missing = -(-num_tokens // pool.block_size) - len(found)
-        # Blocks kept back for the next tokens of those that run, or each newcomer would soon drive one of them out.
-        reserve = min(len(self._running), pool.num_blocks // 16)
-        if num_missing + reserve > pool.num_free and self._running:
+        is_cut = num_tokens - len(found) * pool.block_size > budget
+        is_crowded = num_missing + self._num_reserved_blocks() > pool.num_free and self._running
+        if is_crowded or (is_cut and not self._limits.enable_chunked_prefill):
             pool.release(found)
             return False
         block_table = found + pool.take(num_missing)
@@ -251,6 +256,16 @@ class Scheduler:
             )
         )
         return True
+
+    def _num_reserved_blocks(self) -> int:
+        """Blocks kept back for the next tokens of those that run, or each newcomer would soon drive one of them out."""
+        num_blocks, block_size = self._pool.num_blocks, self._pool.block_size
+        if self._limits.kv_cache_ratio is None:
+            return min(len(self._running), num_blocks // 16)
+        num_of_answers = sum(
+            len(seq.block_table) - -(-seq.num_prompt_tokens // block_size) for seq in self._running.values()
+        )
+        return max(0, num_blocks - int(num_blocks * self._limits.kv_cache_ratio) - num_of_answers)
 
     def _schedule(
         self, seq: Sequence, num_tokens: int, new_block_ids: list[int], work: dict[int, SlotWork]

@@ -5,8 +5,10 @@ import errno
 import ipaddress
 import os
 import socket
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -31,6 +33,8 @@ class Listener:
     """Whether its connections speak TLS."""
     is_shared: bool = False
     """Whether another process owns the socket and keeps its queue for a successor: it is never shut down here."""
+    path: Path | None = None
+    """The file of a Unix socket that goes with it."""
 
     @property
     def url(self) -> str:
@@ -62,6 +66,8 @@ class Listener:
         """Refuse connections from now on, also where hypercorn's master holds the socket too; wakes who waits on it."""
         if self.sock.fileno() < 0:
             return
+        if self.path is not None:  # while none can have taken its place: that takes a socket that refuses
+            self.path.unlink(missing_ok=True)
         trio.lowlevel.notify_closing(self.sock)
         if not self.is_shared:
             with contextlib.suppress(OSError):
@@ -100,6 +106,38 @@ def bind(host: str, port: int, *, secure: bool = False, flag: str = "--port") ->
         reason = reason.replace("{flag}", flag)
         raise SettingsError(f"{_written(host)}:{port} {reason}.") from fault
     return bound
+
+
+def bind_unix(path: Path, *, secure: bool = False) -> list[Listener]:
+    """Bind a Unix socket; a file that a server left behind there without listening any more gives way.
+
+    Raises:
+        SettingsError: Another server listens there, something else lies there, or it cannot be bound.
+    """
+    if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
+        raise SettingsError(f"uds = '{path}' is there and no socket: choose another path.")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_listened_on(path):
+            raise SettingsError(f"uds = '{path}' is in use: stop what listens there or choose another path.")
+        path.unlink(missing_ok=True)
+        sock.bind(str(path))
+    except SettingsError:
+        sock.close()
+        raise
+    except OSError as exc:  # a path that is too long has no errno
+        sock.close()
+        raise SettingsError(f"uds = '{path}' cannot be bound: {exc.strerror or exc}.") from exc
+    return [Listener(sock, secure=secure, path=path)]
+
+
+def _is_listened_on(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 def from_hypercorn(sockets: Sockets, config: Config) -> list[Listener]:
