@@ -250,18 +250,10 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
     **_flags("guided_decoding_disable_additional_properties", _NO_PARSERS, switch=True),
     **_flags("tool_server", "no tools are run here; clients run their own"),
     **_flags(
-        "generation_config", "the model's generation_config.json always counts, and requests above it", "auto"
-    ),
-    **_flags(
-        "override_generation_config",
-        "the model's generation_config.json always counts, and requests above it",
-    ),
-    **_flags(
         "chat_template_content_format",
         "templates get content as the client sent it, text parts joined",
         "auto",
     ),
-    **_flags("trust_request_chat_template", "templates of requests are never run", switch=True),
     **_flags(
         "default_chat_template_kwargs",
         "templates get no arguments of their own; write them into chat_template",
@@ -274,8 +266,6 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
         "enable_force_include_usage", "a stream tells its usage where the request asks for it", switch=True
     ),
     **_flags("enable_request_id_headers", "every answer carries x-request-id", "true", switch=True),
-    **_flags("enable_early_stop", "an answer ends by its stop words, its end or its length", switch=True),
-    **_flags("early_stop_config", "an answer ends by its stop words, its end or its length"),
     **_flags(
         "fingerprint_mode fingerprint_value", "system_fingerprint tells model and version, nothing else"
     ),
@@ -285,9 +275,6 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
         "settings come from trioserve.toml or the file that TRIOSERVE_CONFIG names; YAML is not read",
     ),
     **_flags("enable_server_load_tracking", "/health tells what runs and what waits", switch=True),
-    **_flags(
-        "enable_tokenizer_info_endpoint", "the tokenizer's configuration is not told to clients", switch=True
-    ),
     **_flags("disable_fastapi_docs", _NO_DOCUMENTS, "true", switch=True),
     **_flags("enable_offline_docs", _NO_DOCUMENTS, switch=True),
     **_flags("allow_terminate_by_client", "only signals end the server", switch=True),
@@ -316,19 +303,9 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
     **_flags("otlp_traces_endpoint collect_detailed_traces", _NO_TRACES),
     **_flags("show_hidden_metrics_for_version", _NO_TRACES),
     **_flags("disable_metrics", "/metrics is not served, as with it", "true", switch=True),
-    **_flags("metrics_port", "/metrics is not served; leave it out"),
     **_flags("workers", "one process serves all connections; leave it out", "1"),
-    **_flags("api_key", "keys are a proxy's task; leave it out"),
-    **_flags("ssl_keyfile ssl_certfile ssl_ca_certs ssl_ciphers", "hypercorn trioserve.app:app speaks TLS"),
-    **_flags("ssl_cert_reqs", "hypercorn trioserve.app:app speaks TLS", "0"),
+    **_flags("ssl_ciphers", "hypercorn trioserve.app:app speaks TLS"),
     **_flags("ssl enable_ssl_refresh", "hypercorn trioserve.app:app speaks TLS", switch=True),
-    **_flags(
-        "allowed_origins allowed_methods allowed_headers", "no CORS headers are sent; let a proxy send them"
-    ),
-    **_flags("allow_credentials", "no CORS headers are sent; let a proxy send them", switch=True),
-    **_flags("root_path", "let the proxy strip its prefix"),
-    **_flags("enable_logprob", "requests may always ask for logprobs, as with it", "true", switch=True),
-    **_flags("max_logprobs", "requests may ask for 20 alternatives a token", "20"),
 }
 
 

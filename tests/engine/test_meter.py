@@ -103,6 +103,7 @@ async def test_a_sequence_that_is_left_counts_once_and_as_aborted(autojump_clock
     assert {reason.value: times for reason, times in meter.num_finished.items()} == {
         "stop": 0,
         "length": 1,
+        "repetition": 0,
         "abort": 1,
         "error": 0,
     }

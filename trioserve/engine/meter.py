@@ -28,6 +28,9 @@ TOKEN_S: Final = (
 STEP_TOKENS: Final = tuple(float(1 << i) for i in (0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14))
 """Bounds of buckets, in seconds and tokens; vLLM's, with finer ones below where small models are at home."""
 
+_ENDED: Final = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
+"""Reasons of answers that came to an end, rather than were cut off."""
+
 
 def token_bounds(most: int) -> tuple[float, ...]:
     """1, 2, 5, 10, 20, 50 and so on up to ``most``."""
@@ -140,12 +143,9 @@ class Meter:
     def finished(self, timeline: Timeline, seq: Sequence, reason: FinishReason) -> None:
         """A sequence has ended."""
         self.num_finished[reason] += 1
-        if reason not in (FinishReason.STOP, FinishReason.LENGTH):
-            return
         admitted_at, first_at, last_at = timeline.admitted_at, timeline.first_token_at, timeline.last_token_at
-        assert admitted_at is not None, "a sequence ended before it was admitted"
-        assert first_at is not None, "a sequence ended without a token"
-        assert last_at is not None
+        if reason not in _ENDED or admitted_at is None or first_at is None or last_at is None:
+            return  # it failed, or its client stopped it before it had a token
         self.e2e_latency_s.observe(last_at - timeline.arrived_at)
         self.queue_s.observe(admitted_at - timeline.arrived_at)
         self.prefill_s.observe(first_at - admitted_at)
@@ -160,5 +160,5 @@ class Meter:
     def answered(self, sequences: Iterable[Sequence]) -> None:
         """A request is over; it counts if each of its sequences was ended by the model or its limit."""
         sequences = list(sequences)
-        if all(seq.finish_reason in (FinishReason.STOP, FinishReason.LENGTH) for seq in sequences):
+        if all(seq.finish_reason in _ENDED for seq in sequences):
             self.most_output_tokens.observe(max(seq.num_output_tokens for seq in sequences))
