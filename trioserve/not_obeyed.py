@@ -280,7 +280,8 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
     **_flags("allow_terminate_by_client", "only signals end the server", switch=True),
     **_flags("enable_abort_handling", "a request is aborted by closing its connection, always", switch=True),
     **_flags(
-        "h11_max_incomplete_event_size h11_max_header_count", "a request's line and headers may have 32 KiB"
+        "h11_max_incomplete_event_size h11_max_header_count",
+        "max_header_bytes bounds a request's line and headers",
     ),
     **_flags("grpc tokens_only", "only HTTP with OpenAI's shapes is served", switch=True),
     **_flags("disable_frontend_multiprocessing", "the model always has a process of its own", switch=True),
@@ -302,10 +303,11 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
     **_flags("disable_access_log_for_endpoints", "log_level = warning leaves the lines of requests out"),
     **_flags("otlp_traces_endpoint collect_detailed_traces", _NO_TRACES),
     **_flags("show_hidden_metrics_for_version", _NO_TRACES),
-    **_flags("disable_metrics", "/metrics is not served, as with it", "true", switch=True),
+    **_flags("disable_metrics", "/metrics is always served, and costs next to nothing", "false", switch=True),
     **_flags("workers", "one process serves all connections; leave it out", "1"),
-    **_flags("ssl_ciphers", "hypercorn trioserve.app:app speaks TLS"),
-    **_flags("ssl enable_ssl_refresh", "hypercorn trioserve.app:app speaks TLS", switch=True),
+    **_flags("ssl_ciphers", "TLS 1.2 and later with OpenSSL's own choice; hypercorn has --ciphers"),
+    **_flags("ssl", "give ssl_certfile and ssl_keyfile", switch=True),
+    **_flags("enable_ssl_refresh", "certificates are read at the start; restart to change them", switch=True),
 }
 
 
