@@ -248,10 +248,12 @@ def test_the_log_has_a_line_for_requests_and_none_for_probes(watched: Watched) -
 
 def test_metrics_are_there_while_the_server_drains(tmp_path: Path) -> None:
     port = free_port()
-    settings = {"metrics_port": port, "drain_timeout_s": 20}
-    with running_server(tmp_path / "log", command=TRIOSERVE, settings=settings) as server:
+    settings = {"metrics_port": port, "drain_timeout_s": 60}
+    with running_server(
+        tmp_path / "log", settings=settings
+    ) as server:  # under hypercorn, whose --bind counts
         watched = Watched(server, port)
-        asked = {"messages": MESSAGES, "max_tokens": 1000, "ignore_eos": True, "stream": True}
+        asked = {"messages": MESSAGES, "max_tokens": 500, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", server.url + "/v1/chat/completions", json=asked, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)

@@ -225,7 +225,7 @@ def test_nobody_is_let_in_by_an_empty_key(tmp_path: Path) -> None:
             tmp_path / "log", command=TRIOSERVE, settings=settings, wait_ready=False
         ) as server:
             assert server.wait(60) == 78
-    assert "api_key: it is given and holds nothing" in server.log
+    assert "api_key = *** (TRIOSERVE_API_KEY): it is given and holds nothing" in server.log
     assert "api_key_file = '/no/such/file' cannot be read: No such file or directory." in server.log
     assert "Traceback" not in server.log
 

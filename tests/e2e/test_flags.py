@@ -40,7 +40,7 @@ def drawn(client: httpx.Client) -> list[str]:
 
 
 def complete(client: httpx.Client, **body: Any) -> str:
-    answer = client.post("/v1/completions", json=body)
+    answer = client.post("/v1/completions", json={"model": "left", **body})
     assert answer.status_code == 200, answer.text
     text: str = answer.json()["choices"][0]["text"]
     return text
@@ -51,7 +51,7 @@ def test_other_servers_flags_reach_model_and_works(server: Server, client: httpx
     assert [model["id"] for model in models] == ["left", "right"]
     assert server.health()["num_blocks"] == 77
     assert "77 blocks of 32 tokens" in server.log
-    too_long = client.post("/v1/completions", json={"prompt": [5] * 300})
+    too_long = client.post("/v1/completions", json={"model": "left", "prompt": [5] * 300})
     assert too_long.status_code == 400
     assert "the model takes 300 tokens" in too_long.json()["error"]["message"]
 
@@ -64,7 +64,9 @@ def test_a_prompt_is_answered_in_one_piece(server: Server, client: httpx.Client)
 def test_above_max_concurrency_requests_get_429(server: Server, client: httpx.Client) -> None:
     body = {"prompt": "Hello", "max_tokens": 150, "ignore_eos": True}
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: client.post("/v1/completions", json=body), range(8)))
+        answers = list(
+            pool.map(lambda _: client.post("/v1/completions", json={"model": "left", **body}), range(8))
+        )
     statuses = sorted(answer.status_code for answer in answers)
     assert statuses[:2] == [200, 200]
     assert statuses[-1] == 429

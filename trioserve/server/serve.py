@@ -293,7 +293,12 @@ def _bind_side(app: ServedApp, settings: Settings, listeners: Sequence[Listener]
     host = next((listener.host for listener in listeners if listener.host is not None), settings.host)
     if port and port in {listener.port for listener in listeners}:
         return []
-    return bind(host, port, flag="--metrics-port")
+    try:
+        return bind(host, port, flag="--metrics-port")
+    except SettingsError:
+        for listener in listeners:
+            listener.close()
+        raise
 
 
 def _settings_error(exc: BaseException) -> SettingsError | None:
