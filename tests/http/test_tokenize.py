@@ -59,6 +59,9 @@ async def test_a_conversation_comes_back_as_its_prompts_tokens() -> None:
         answer = await house.json("/tokenize", {"messages": MESSAGES})
         without = await house.json("/tokenize", {"messages": MESSAGES, "add_generation_prompt": False})
         chat = await house.json("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 1})
+        begun = [*MESSAGES, {"role": "assistant", "content": "We"}]
+        going_on = await house.json("/apply-template", {"messages": begun, "continue_final_message": True})
+    assert going_on["prompt"] == RENDERED + "<|im_start|>assistant\nWe"
     assert answer["tokens"] == ids_of(RENDERED + "<|im_start|>assistant\n")
     assert without["tokens"] == ids_of(RENDERED)
     assert answer["count"] == len(answer["tokens"]) == chat["usage"]["prompt_tokens"]
@@ -158,13 +161,13 @@ async def test_detokenize_says_text_under_both_names() -> None:
             "/apply-template",
             {"messages": MESSAGES, "continue_final_message": True},
             "continue_final_message",
-            "not supported",
+            "to be the assistant's",
         ),
         (
             "/apply-template",
             {"messages": MESSAGES, "chat_template_kwargs": {"messages": []}},
-            "chat_template_kwargs",
-            "messages is a field of the request",
+            "chat_template_kwargs.messages",
+            "messages is a field of its own",
         ),
         ("/apply-template", {}, "messages", "required"),
     ],

@@ -126,7 +126,8 @@ def _rendered(served: ServedModel, asked: ConversationFields) -> str:
     return served.renderer.render(
         asked.template_messages(),
         tools=asked.tools,
-        add_generation_prompt=asked.add_generation_prompt is not False,
+        add_generation_prompt=asked.opens_answer,
+        continue_final_message=bool(asked.continue_final_message),
         template_variables=asked.chat_template_kwargs,
     )
 

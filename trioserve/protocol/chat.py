@@ -10,15 +10,11 @@ from trioserve.core.delta import TokenLogprob
 from trioserve.errors import InvalidRequest, UnsupportedParameter
 from trioserve.protocol.answer import AnswerFields, PromptLogprobs, id_text
 from trioserve.protocol.common import FAIL_FAST, TokenIds, UsageBody, WireModel
-from trioserve.protocol.messages import ChatMessage, Content, text_content
+from trioserve.protocol.messages import ChatMessage, Content, TemplateFields, check_turns, text_content
 from trioserve.protocol.sampling import Count, CountOrNone
 from trioserve.protocol.unsupported import COMPLETIONS_ONLY, refuse_unsupported
 from trioserve.settings import LimitSettings
 
-_RESERVED_VARIABLES: Final = frozenset(
-    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
-)
-"""What a template gets from fields of their own."""
 _NEED_A_TEMPLATE: Final = ("chat_template", "continue_final_message", "documents")
 _NEED_MESSAGES: Final = (*_NEED_A_TEMPLATE, "disable_chat_template", "echo")
 
@@ -47,7 +43,7 @@ Messages = Annotated[
 ]
 
 
-class ChatCompletionRequest(AnswerFields):
+class ChatCompletionRequest(TemplateFields, AnswerFields):
     """What POST /v1/chat/completions takes."""
 
     messages: Messages | None = None
@@ -62,15 +58,9 @@ class ChatCompletionRequest(AnswerFields):
     top_logprobs: CountOrNone | None = None
     echo: bool | None = None
     """Whether the answer begins with the last message, if that is the assistant's."""
-    add_generation_prompt: bool | None = None
-    """Whether the template opens the assistant's turn; by default it does, unless a message is continued."""
-    continue_final_message: bool | None = None
-    """Whether the answer goes on with the assistant's last message."""
     disable_chat_template: bool | None = None
     """Whether the texts of the messages are the prompt as they are."""
     chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    """Variables for the template."""
     enable_thinking: bool | None = None
     """The variable of that name."""
     documents: Annotated[list[dict[str, Any]], FAIL_FAST] | None = None
@@ -94,13 +84,6 @@ class ChatCompletionRequest(AnswerFields):
             return self.prompt_token_ids
         messages = self.messages
         return messages if messages and isinstance(messages[0], int) else None
-
-    @property
-    def opens_answer(self) -> bool:
-        """Whether the template is to open the assistant's turn."""
-        if self.add_generation_prompt is None:
-            return not self.continue_final_message
-        return self.add_generation_prompt
 
     @property
     def echoed(self) -> str:
@@ -151,24 +134,11 @@ class ChatCompletionRequest(AnswerFields):
         turns = self._turns
         if not turns:
             raise InvalidRequest("messages: field required", param="messages")
-        if len(turns) > limits.max_messages:
-            raise InvalidRequest(
-                f"messages: at most {limits.max_messages}, not {len(turns)}", param="messages"
-            )
-        if self.continue_final_message and turns[-1].role != "assistant":
-            raise InvalidRequest(
-                "continue_final_message: the last message is to be the assistant's, "
-                f"not the {turns[-1].role}'s",
-                param="continue_final_message",
-            )
+        check_turns(turns, limits)
+        self.check_continued(turns)
 
     def _check_template(self, limits: LimitSettings) -> None:
-        if self.continue_final_message and self.add_generation_prompt:
-            raise InvalidRequest(
-                "continue_final_message and add_generation_prompt: one goes on with a message, "
-                "the other begins a new one",
-                param="continue_final_message",
-            )
+        self.check_variables()
         needing = () if self.prompt_ids is None else _NEED_MESSAGES
         for name in needing or (_NEED_A_TEMPLATE if self.disable_chat_template else ()):
             if getattr(self, name):
@@ -182,12 +152,6 @@ class ChatCompletionRequest(AnswerFields):
                 "(its setting trust_request_chat_template is off)",
                 param="chat_template",
             )
-        for name in self.chat_template_kwargs or {}:
-            if name in _RESERVED_VARIABLES:
-                raise InvalidRequest(
-                    f"chat_template_kwargs.{name}: {name} is a field of its own",
-                    param=f"chat_template_kwargs.{name}",
-                )
 
 
 class TopLogprob(Struct, frozen=True):

@@ -1,13 +1,19 @@
 """A conversation as clients send it, and as chat templates want it."""
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence as SequenceOf
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Tag
 
 from trioserve.errors import InvalidRequest, UnsupportedParameter
 from trioserve.protocol.common import FAIL_FAST, WireModel, shown
+from trioserve.settings import LimitSettings
 
+_RESERVED_VARIABLES: Final = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
+)
+"""What a template gets from fields of their own."""
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 
 
@@ -129,3 +135,62 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
             "arguments": parsed if isinstance(parsed, dict) else arguments,
         },
     }
+
+
+class TemplateFields(WireModel):
+    """How a conversation is rendered; null is the same as absent."""
+
+    add_generation_prompt: bool | None = None
+    """Whether the template opens the assistant's turn; by default it does, unless a message is continued."""
+    continue_final_message: bool | None = None
+    """Whether the answer goes on with the assistant's last message."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables for the template."""
+
+    @property
+    def opens_answer(self) -> bool:
+        """Whether the template is to open the assistant's turn."""
+        if self.add_generation_prompt is None:
+            return not self.continue_final_message
+        return self.add_generation_prompt
+
+    def check_variables(self) -> None:
+        """Refuse fields that contradict each other.
+
+        Raises:
+            InvalidRequest: Names the field.
+        """
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message and add_generation_prompt: one goes on with a message, "
+                "the other begins a new one",
+                param="continue_final_message",
+            )
+        for name in self.chat_template_kwargs or {}:
+            if name in _RESERVED_VARIABLES:
+                raise InvalidRequest(
+                    f"chat_template_kwargs.{name}: {name} is a field of its own",
+                    param=f"chat_template_kwargs.{name}",
+                )
+
+    def check_continued(self, turns: SequenceOf[ChatMessage]) -> None:
+        """Refuse to go on with a message that is not the assistant's.
+
+        Raises:
+            InvalidRequest: Names the field.
+        """
+        if self.continue_final_message and turns[-1].role != "assistant":
+            raise InvalidRequest(
+                f"continue_final_message: the last message is to be the assistant's, not the {turns[-1].role}'s",
+                param="continue_final_message",
+            )
+
+
+def check_turns(turns: SequenceOf[ChatMessage], limits: LimitSettings) -> None:
+    """Refuse a conversation that is too long.
+
+    Raises:
+        InvalidRequest: Names the limit.
+    """
+    if len(turns) > limits.max_messages:
+        raise InvalidRequest(f"messages: at most {limits.max_messages}, not {len(turns)}", param="messages")

@@ -8,20 +8,17 @@ from pydantic import Discriminator, Field, Tag
 
 from trioserve.errors import InvalidRequest
 from trioserve.protocol.common import FAIL_FAST, TextOrTexts, TokenIds, WireModel, shown
-from trioserve.protocol.messages import ChatMessage
+from trioserve.protocol.messages import ChatMessage, TemplateFields, check_turns
 from trioserve.protocol.unsupported import refuse_unsupported
 from trioserve.settings import LimitSettings
 
 _NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "chat_template": (),
-    "continue_final_message": (),
     "documents": (),
     "media_io_kwargs": (),
     "mm_processor_kwargs": (),
     "truncate_prompt_tokens": (),
 }
-_RESERVED: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
-"""What templates get from elsewhere than ``chat_template_kwargs``."""
 
 
 def _kind_of_tokens(value: Any) -> str | None:
@@ -40,16 +37,12 @@ TokenIdsOrLists = Annotated[
 ]
 
 
-class ConversationFields(WireModel):
+class ConversationFields(TemplateFields):
     """A conversation and how to render it; null is the same as absent."""
 
     model: str | None = None
     messages: Annotated[list[ChatMessage], FAIL_FAST, Field(min_length=1)] | None = None
     tools: Annotated[list[dict[str, Any]], FAIL_FAST] | None = None
-    add_generation_prompt: bool | None = None
-    """Whether the text ends where the model's answer begins; true by default."""
-    chat_template_kwargs: dict[str, Any] | None = None
-    """What else the template may name."""
 
     def check(self, limits: LimitSettings) -> None:
         """Refuse what no single field's type can.
@@ -59,16 +52,10 @@ class ConversationFields(WireModel):
             UnsupportedParameter: A known field that is not obeyed asks for something.
         """
         refuse_unsupported(self.model_extra, table=_NOT_OBEYED)
-        if len(self.messages or ()) > limits.max_messages:
-            raise InvalidRequest(
-                f"messages: at most {limits.max_messages}, not {len(self.messages or ())}", param="messages"
-            )
-        for name in self.chat_template_kwargs or ():
-            if name in _RESERVED:
-                raise InvalidRequest(
-                    f"chat_template_kwargs: {name} is a field of the request itself",
-                    param="chat_template_kwargs",
-                )
+        check_turns(self.messages or [], limits)
+        self.check_variables()
+        if self.messages:
+            self.check_continued(self.messages)
 
     def template_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates want it.
