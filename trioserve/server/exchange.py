@@ -23,6 +23,8 @@ _MAX_MESSAGES: Final = 10
 """Body messages that wait for an app which does not read; then the socket waits too."""
 _QUIET_PATHS: Final = frozenset({b"/live", b"/ready", b"/health", b"/ping", b"/metrics"})
 """What machines ask every few seconds: their lines are for debugging only."""
+_MAX_LOGGED_PATH: Final = 512
+"""Bytes: a path may be as long as the headers, a line of the log should not."""
 _CLIENT_GONE: Final = 499
 """The status in the log when the client left before the response began; nginx' number."""
 _SENDS_PER_TURN: Final = 32
@@ -203,7 +205,7 @@ class Exchange:
             line = (
                 client,
                 scope["method"],
-                raw_path.decode("latin-1"),
+                raw_path[:_MAX_LOGGED_PATH].decode("latin-1"),
                 status,
                 seconds * 1000,
                 self._request_id,
