@@ -18,9 +18,9 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from trioserve.core.forms import Arguments, JsonArguments, PythonArguments
 from trioserve.core.sequence import FinishReason
 from trioserve.parsers.dialects import ReasoningDialect, ToolDialect, open_parser
-from trioserve.parsers.formats import Arguments, JsonArguments, PythonArguments
 from trioserve.parsers.parser import gather
 from trioserve.parsers.registry import Registry
 from trioserve.parsers.tools import Tool

@@ -7,6 +7,7 @@ TrioserveError
 |- RequestError             the client can fix it; 400 unless noted
 |  |- InvalidRequest        a field has a wrong type or value
 |  |- UnsupportedParameter  a field that exists elsewhere and not here
+|  |- InvalidGrammar        a schema, regex or grammar that cannot be used
 |  |- PromptTooLong         the prompt leaves no room in the model's context
 |  |- NoChatTemplate        chat asked of a model that has no template
 |  |- ModelNotFound         404
@@ -73,6 +74,13 @@ class UnsupportedParameter(RequestError):
     """A field that OpenAI or another server defines and this one does not obey."""
 
     code = "unsupported_parameter"
+
+
+class InvalidGrammar(RequestError):
+    """A schema, regular expression or grammar is broken, not supported, or takes more time, memory or depth than it may;
+    the message says which."""
+
+    code = "invalid_grammar"
 
 
 class PromptTooLong(RequestError):

@@ -55,7 +55,6 @@ _ORDER: Final = (
 )
 _NO_SHARED_QUEUE: Final = "servers share no queue; put a proxy in front that balances"
 _NO_PORT: Final = "the ranks are reached through socket pairs, so no port is needed"
-_NO_PARSERS: Final = "text is not parsed for tool calls, reasoning or grammars here"
 _NO_TRACES: Final = "there are no traces; the log and /health tell what there is to tell"
 _NO_POOLING: Final = "this server generates text, nothing else"
 _CONFIG_JSON: Final = "config.json decides; change it in a copy of the model's folder"
@@ -240,13 +239,30 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
         "the tokenizer is always loaded; requests may send token ids all the same",
         switch=True,
     ),
-    **_flags("tool_call_parser reasoning_parser structured_outputs_config", _NO_PARSERS),
-    **_flags("guided_decoding_backend", _NO_PARSERS, "off"),
-    **_flags("enable_auto_tool_choice exclude_tools_when_tool_choice_none", _NO_PARSERS, switch=True),
+    **_flags("structured_outputs_config", "its parts are settings: guided_decoding_backend and its kin"),
     **_flags(
-        "guided_decoding_disable_any_whitespace guided_decoding_disable_fallback", _NO_PARSERS, switch=True
+        "enable_auto_tool_choice",
+        "the model may always choose, where tool_call_parser knows how it calls; either value is obeyed",
+        switch=True,
+        any_value=True,
     ),
-    **_flags("guided_decoding_disable_additional_properties", _NO_PARSERS, switch=True),
+    **_flags(
+        "exclude_tools_when_tool_choice_none",
+        "a request whose tool_choice is none shows the model no tools",
+        "true",
+        switch=True,
+    ),
+    **_flags(
+        "guided_decoding_disable_fallback",
+        "there is no fallback: what is not supported is refused",
+        switch=True,
+        any_value=True,
+    ),
+    **_flags(
+        "guided_decoding_disable_additional_properties",
+        "write additionalProperties into the schema",
+        switch=True,
+    ),
     **_flags("tool_server", "no tools are run here; clients run their own"),
     **_flags(
         "chat_template_content_format",

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parsers.feeding import CLOCK, REGISTRY, WEATHER, events_of
-from trioserve.parsers.dialects import ToolDialect, open_parser
-from trioserve.parsers.formats import (
+from trioserve.core.forms import (
     Arguments,
     ArgumentTags,
     CallFormat,
@@ -18,6 +17,7 @@ from trioserve.parsers.formats import (
     TaggedArguments,
     ToolFormat,
 )
+from trioserve.parsers.dialects import ToolDialect, open_parser
 from trioserve.parsers.parser import gather
 
 DIALECTS = sorted(REGISTRY.tools.values(), key=lambda dialect: dialect.name)

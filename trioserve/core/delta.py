@@ -35,6 +35,8 @@ class Usage:
     num_cached_tokens: int
     """Of the prompt, found in the prefix cache."""
     num_output_tokens: int
+    num_reasoning_tokens: int = 0
+    """Of those, spent on thinking; known where ``params.thinking`` says how to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class OutputDelta:
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the text."""
     error: str | None = None
-    """For the client, when ``finish_reason`` is ERROR."""
+    """For the client, when ``finish_reason`` is ERROR or GRAMMAR."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     """Of the whole prompt, in the first delta, where asked for; None for the first token."""
 

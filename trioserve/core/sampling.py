@@ -6,6 +6,9 @@ from msgspec import Struct
 
 GREEDY_BELOW: Final = 1e-5
 """Temperatures below it overflow and mean the likeliest token."""
+MAX_FORCED_TOKENS: Final = 15
+"""Tokens that one step adds at most behind the one that it samples; what is forced beyond them follows a step later."""
+_CHARS_PER_ID: Final = 4
 
 
 class RepetitionDetection(Struct, frozen=True, array_like=True):
@@ -26,6 +29,31 @@ class EarlyStop(Struct, frozen=True, array_like=True):
     """Tokens in a row that must have been certain."""
     threshold: float
     """In [0, 1): the probability that the model itself must have given to each, exceeded."""
+
+
+class Grammar(Struct, frozen=True, array_like=True):
+    """What the tokens of an answer must spell; examined before it gets here, so that it compiles, and soon."""
+
+    backend: str
+    """Which of ``trioserve.grammars`` wrote it."""
+    text: str
+    """In that backend's notation; covers the answer from its first token, thinking included."""
+    key: bytes
+    """A hash of both: equal grammars have equal keys."""
+
+
+class ThinkingBudget(Struct, frozen=True, array_like=True, kw_only=True):
+    """Ends thinking that goes on for too long; and tells where it ends, so that its tokens can be counted."""
+
+    begins: tuple[str, ...]
+    """What begins thinking at the beginning of the answer, where it does not begin inside it."""
+    ends: tuple[str, ...]
+    is_open: bool
+    """Whether the answer begins inside the thinking."""
+    max_tokens: int | None
+    """Tokens of thinking after which ``forced_end`` follows; None: any number. At least 0."""
+    forced_end: tuple[int, ...]
+    """The ids of the text that ends thinking as the model's template writes it."""
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -74,6 +102,16 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
     skip_special_tokens: bool = True
     repetition_detection: RepetitionDetection | None = None
     early_stop: EarlyStop | None = None
+    grammar: Grammar | None = None
+    """What the answer must spell. Stronger than every ban and every list of allowed ids."""
+    thinking: ThinkingBudget | None = None
+    """How the answer's thinking is told from the rest; None where nobody needs to know."""
+
+    @property
+    def forces_tokens(self) -> bool:
+        """Whether a step may add more tokens than the one that it samples: those that leave no choice."""
+        has_budget = self.thinking is not None and self.thinking.max_tokens is not None
+        return self.grammar is not None or has_budget
 
     @property
     def is_greedy(self) -> bool:
@@ -82,10 +120,11 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def num_ids(self) -> int:
-        """Ids in all of it, which is what its size on the way to the ranks depends on."""
+        """Ids in all of it, or what takes as much room, which is what its size on the way to the ranks depends on."""
         return (
             len(self.logit_bias)
             + sum(map(len, self.bad_words))
             + len(self.allowed_token_ids)
             + len(self.stop_token_ids)
+            + (0 if self.grammar is None else len(self.grammar.text) // _CHARS_PER_ID)
         )

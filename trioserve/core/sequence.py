@@ -20,11 +20,13 @@ class SequenceStatus(Enum):
 
 
 class FinishReason(Enum):
-    """Why a sequence ended; ABORT and ERROR never reach the wire as such."""
+    """Why a sequence ended; GRAMMAR, ABORT and ERROR never reach the wire as such."""
 
     STOP = "stop"
     LENGTH = "length"
     REPETITION = "repetition"
+    GRAMMAR = "grammar"
+    """Its grammar became too complex to go on; the client can fix that."""
     ABORT = "abort"
     ERROR = "error"
 

@@ -7,7 +7,7 @@ that one decoder reads whatever comes. (vLLM calls StepPlan and StepResult Sched
 
 from msgspec import Struct
 
-from trioserve.core.sampling import SamplingParams
+from trioserve.core.sampling import Grammar, SamplingParams
 
 
 class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="config"):
@@ -39,6 +39,12 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     seed: int = 0
     kv_cache_share: float | None = None
     """Of the memory that is free once the weights are loaded; None: as ``kv_cache_bytes`` says. In (0, 1)."""
+    tokenizer_path: str = ""
+    """The folder of the tokenizer, for grammars; empty where no grammar will come."""
+    eos_token_ids: list[int] = []
+    """What ends an answer that a grammar lets end."""
+    grammar_backend: str = ""
+    """Which of ``trioserve.grammars`` enforces grammars; empty where no grammar will come."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
 
@@ -84,6 +90,10 @@ class SlotWork(Struct, frozen=True, array_like=True):
 
     The rank computes the next ``num_tokens`` tokens of the slot, from where it stands. When that reaches the last token
     it knows, it samples one more, appends it and reports it; otherwise the step is an inner prefill chunk.
+
+    A slot that has sampled since its admission computes all the tokens that it knows: ``num_tokens``, and those that
+    were forced in a step whose result the front had not seen. Its blocks have room for MAX_FORCED_TOKENS of them for
+    each such step. One that knows all the tokens it may ever have does nothing and reports nothing.
     """
 
     slot: int
@@ -113,7 +123,7 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
-class SampledToken(Struct, frozen=True, array_like=True):
+class SampledToken(Struct, frozen=True, array_like=True, omit_defaults=True):
     """What one slot sampled in one step."""
 
     slot: int
@@ -122,6 +132,11 @@ class SampledToken(Struct, frozen=True, array_like=True):
     logprobs: TokenLogprobs | None = None
     is_certain: bool = False
     """Whether the model gave it more than the probability that ``params.early_stop`` names."""
+    forced: list[int] = []
+    """The ids that follow it without a choice, at most MAX_FORCED_TOKENS: a grammar, or a budget of thinking that is
+    spent, leaves no other. The rank has appended them, too, and computes them with the slot's next work."""
+    failure: str = ""
+    """Why the slot's grammar cannot go on, where it cannot: too complex. ``token_id`` is then of no use."""
 
 
 class PromptLogprobs(Struct, frozen=True, array_like=True):
@@ -154,6 +169,20 @@ class StepResult(Struct, frozen=True, array_like=True, tag="result"):
     """Of those sequences of the step that ask for them; a stretch may come again after a preemption."""
 
 
+class GrammarRequest(Struct, frozen=True, array_like=True, tag="grammar"):
+    """Make a grammar ready, off the step loop: sequences that need it are admitted when it is."""
+
+    grammar: Grammar
+
+
+class GrammarReady(Struct, frozen=True, array_like=True, tag="grammar_ready"):
+    """The answer to a GrammarRequest; may come between any two results."""
+
+    key: bytes
+    error: str = ""
+    """Why it cannot be used, where it cannot."""
+
+
 class WorkerError(Struct, frozen=True, array_like=True, tag="error"):
     """The rank's last frame: it could not load or a step raised; the process ends after it."""
 
@@ -163,5 +192,5 @@ class WorkerError(Struct, frozen=True, array_like=True, tag="error"):
     """One line for the log."""
 
 
-ToWorker = WorkerConfig | StepPlan
-FromWorker = LoadProgress | WorkerReady | StepResult | WorkerError
+ToWorker = WorkerConfig | StepPlan | GrammarRequest
+FromWorker = LoadProgress | WorkerReady | StepResult | GrammarReady | WorkerError

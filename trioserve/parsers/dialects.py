@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from trioserve.core.forms import ToolFormat
 from trioserve.parsers.channels import Channels
-from trioserve.parsers.formats import ToolFormat, ToolShape
+from trioserve.parsers.formats import ToolShape
 from trioserve.parsers.machine import TextParser
 from trioserve.parsers.parser import Parser
 from trioserve.parsers.reasoning import PromptThinking, ReasoningFormat, ReasoningParser

@@ -1,76 +1,20 @@
 """How families write calls, as data: what a grammar needs to make a model write them."""
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from msgspec import Struct
 
+from trioserve.core.forms import (
+    Arguments,
+    ArgumentTags,
+    CallFormat,
+    JsonArguments,
+    PythonArguments,
+    TaggedArguments,
+    ToolFormat,
+)
 from trioserve.parsers.tools import Tool
-
-
-class JsonArguments(Struct, frozen=True, tag="json"):
-    """The arguments are one JSON object."""
-
-    schema: Mapping[str, Any]
-
-
-class PythonArguments(Struct, frozen=True, tag="python"):
-    """The arguments are ``name=literal``, joined by ", "; literals are Python's."""
-
-    schema: Mapping[str, Any]
-
-
-class ArgumentTags(Struct, frozen=True):
-    """What stands around each argument that is written between tags.
-
-    A string stands as it is, and does not contain ``end``; any other value is JSON.
-    """
-
-    begin: str
-    """Before the name."""
-    named: str
-    """Between the name and a string."""
-    named_json: str
-    """Between the name and any other value."""
-    end: str
-
-
-class TaggedArguments(Struct, frozen=True, tag="tagged"):
-    """The arguments follow each other between tags, in the order of the schema's properties."""
-
-    schema: Mapping[str, Any]
-    tags: ArgumentTags
-
-
-Arguments = JsonArguments | PythonArguments | TaggedArguments
-
-
-class CallFormat(Struct, frozen=True):
-    """How a call of one tool is written: ``begin``, the arguments, ``end``."""
-
-    name: str
-    begin: str
-    arguments: Arguments
-    end: str
-
-
-class ToolFormat(Struct, frozen=True):
-    """How calls of some tools are written: ``begin call (separator call)* end``.
-
-    Where a call is required, this is all that the model writes when it has thought. Where it may choose, it writes
-    freely up to one of ``triggers``, each a beginning of what a call begins with; from there on it writes a call.
-    """
-
-    calls: tuple[CallFormat, ...]
-    """One for each tool that may be called."""
-    begin: str
-    separator: str
-    end: str
-    triggers: tuple[str, ...]
-    """Empty where free text cannot be told from a call before it is one."""
-    max_calls: int | None
-    """None: as many as the model likes."""
 
 
 class ToolShape(Struct, frozen=True, kw_only=True):

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from trioserve.core.forms import ArgumentTags
 from trioserve.parsers import tagged
 from trioserve.parsers.calls import CallReader
 from trioserve.parsers.channels import Channels
 from trioserve.parsers.dialects import ToolDialect
 from trioserve.parsers.envelope import EnvelopeReader
-from trioserve.parsers.formats import ArgumentTags, ToolShape
+from trioserve.parsers.formats import ToolShape
 from trioserve.parsers.machine import TextParser
 from trioserve.parsers.named import DeepSeekReader, DeepSeekV3Reader, KimiReader, MistralReader
 from trioserve.parsers.pythonic import LinedPythonicReader, MarkedPythonicReader, PythonicReader

@@ -71,6 +71,11 @@ class EngineSettings(SettingsGroup):
     """Time after which a step counts as stalled and the works are restarted."""
     step_stacks_s: Seconds = 60.0
     """Time after which a slow step makes the ranks write their stacks to the log."""
+    guided_decoding_backend: Literal["auto", "guidance", "xgrammar", "off"] = "auto"
+    """What keeps answers to schemas, regular expressions and grammars; auto is guidance, off refuses them."""
+    guided_decoding_disable_any_whitespace: bool = False
+    """Whether JSON answers have one space behind commas and colons and no other white space between their parts, unless
+    a request says otherwise."""
     max_restarts: int = Field(default=5, ge=0)
     """Restarts of the works within 10 minutes before the server gives up with exit code 70."""
 

@@ -43,6 +43,18 @@ class LimitSettings(SettingsGroup):
     """Characters or token ids of one bad word."""
     max_repetition_pattern: Count = 1024
     """Tokens of the longest pattern that repetition_detection may name."""
+    max_grammar_bytes: Count = 1 << 18
+    """Of a request's schema, regular expression, choices or grammar."""
+    max_grammar_depth: Count = 64
+    """Levels of a schema, groups in groups of a regular expression."""
+    grammar_timeout_s: Seconds = 3.0
+    """Time that examining and compiling one may take."""
+    grammar_memory_bytes: int = Field(default=1 << 30, ge=1 << 24)
+    """Memory that it may take."""
+    max_cached_grammars: Count = 256
+    """Grammars that are kept ready for the next request that has the same."""
+    max_tools: Count = 128
+    """Tools of one request."""
     max_tokenize_len: Count = 1 << 20
     """Characters, or token ids, of one request to /tokenize, /detokenize and their kin; a million take a second."""
     request_timeout_s: Seconds = 3600.0

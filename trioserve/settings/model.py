@@ -42,6 +42,11 @@ class ModelSettings(SettingsGroup):
     """Names that answers and /v1/models give; by default the model's."""
     chat_template: str | None = None
     """A Jinja template, or the path of one, instead of the model's."""
+    tool_call_parser: str = "auto"
+    """How the model writes tool calls; auto goes by its chat template, none looks for no calls. See docs/tools.md."""
+    reasoning_parser: str = "auto"
+    """How the model marks its thinking; auto goes by its chat template, none leaves it in the content. See
+    docs/reasoning.md."""
     max_model_len: Count | None = None
     """Tokens of prompt and answer together; by default the model's."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

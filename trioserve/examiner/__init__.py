@@ -1,0 +1,1 @@
+"""Tries grammars out in processes of its own, which are killed when one takes too much."""
