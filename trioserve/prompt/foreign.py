@@ -14,14 +14,13 @@ from typing import Final
 import msgspec
 import trio
 
+from trioserve.core.confinement import clean_environment
 from trioserve.errors import InvalidRequest, QueueFull
 from trioserve.prompt.sandbox import Job, Rendered
 from trioserve.prompt.template import Conversation
 
 _MAX_PROCESSES: Final = max(1, (os.cpu_count() or 1) // 2)
 _PARAM: Final = "chat_template"
-_KEPT_VARIABLES: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
-"""All of our environment that the process sees: no keys, no settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +81,7 @@ async def _run(job: bytes) -> bytes:
         check=False,
         deliver_cancel=_kill,
         start_new_session=True,
-        env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+        env=clean_environment(),
     )
     return done.stdout or b""
 

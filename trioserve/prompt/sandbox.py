@@ -4,14 +4,13 @@ The limits are the kernel's, and set before the template is even compiled: const
 """
 
 import math
-import os
 import resource
 import sys
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from trioserve.core.confinement import limit_memory, step_back
 from trioserve.errors import InvalidRequest, ModelError
 from trioserve.prompt.template import TEMPLATE_FAULTS, ChatTemplate, Conversation
 
@@ -55,13 +54,10 @@ def render(job: Job) -> Rendered:
 
 
 def _limit(job: Job) -> None:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    memory_bytes = pages * resource.getpagesize() + job.memory_bytes
     seconds = math.ceil(job.timeout_s)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    limit_memory(job.memory_bytes)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(_NICENESS)
+    step_back(_NICENESS)
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
 """How a rank's process behaves: it outlives signals meant for the front, never the front itself."""
 
-import ctypes
 import faulthandler
 import os
 import signal
-import sys
 from typing import Final
 
-_PR_SET_PDEATHSIG: Final = 1
+from trioserve.core.confinement import die_with_parent
+
 _SPIN_COUNT: Final = "1000"
 """Rounds, some 60 us, that a thread of the arithmetic's pool waits awake for the others. GNU OpenMP's own default is
 300,000, about 20 ms: on two cores that others use as well a decode step then took 120 ms, with this 5 ms."""
@@ -24,17 +23,4 @@ def become_rank() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     faulthandler.enable()
     faulthandler.register(signal.SIGQUIT, all_threads=True)
-    _die_with_parent()
-
-
-def _die_with_parent() -> None:
-    """Let the kernel kill this process when its parent goes, should the end of the socket not be noticed in a step.
-
-    The signal comes when the *thread* that started this process ends. A parent that was gone before the call is
-    found by the socket: it has ended, or breaks with the first report of progress.
-    """
-    parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        print(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}", file=sys.stderr)
-    if os.getppid() != parent:
-        os._exit(0)
+    die_with_parent()

@@ -1,0 +1,56 @@
+"""How processes of ours are kept small: what they see of the environment, what they may take, and when they end."""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+_KEPT_VARIABLES: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+"""All of our environment that a process sees which works on what clients sent: no keys, no settings."""
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment of a process that works on what clients sent."""
+    return {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent goes, whatever it is doing then.
+
+    The signal comes when the *thread* that started this process ends. A parent that was gone before the call is
+    found by the socket: it has ended, or breaks with the first message.
+    """
+    parent = os.getppid()
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        print(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def taken_bytes() -> int:
+    """Address space that this process has taken."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return pages * resource.getpagesize()
+
+
+def limit_memory(more_bytes: int, *, for_good: bool = True) -> None:
+    """Let this process take so much address space beyond what it has.
+
+    Args:
+        for_good: Whether no later call may let it take more.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = taken_bytes() + more_bytes
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit if for_good else hard))
+
+
+def step_back(niceness: int) -> None:
+    """Let others go first, and leave no core file behind."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(niceness)
