@@ -14,6 +14,7 @@ from trioserve.protocol.completion import CompletionRequest
 from trioserve.protocol.interactive import GenerateRequest, TurnFields
 from trioserve.protocol.messages import ChatMessage, ContentPart
 from trioserve.protocol.stored import MetadataUpdate, PageQuery, StoredQuery
+from trioserve.protocol.structural_tags import StructuralTags
 from trioserve.protocol.tokenize import (
     ApplyTemplateRequest,
     DetokenizeRequest,
@@ -90,13 +91,15 @@ def models_in(annotation: Any) -> set[type[WireModel]]:
 def paths_of(model: type[WireModel], prefix: str = "") -> Iterator[str]:
     """Every name by which a client may set a field of ``model``, those of its parts included."""
     for name, field in model.model_fields.items():
-        aliases = {name, field.alias, field.validation_alias} - {None}
+        # A field that has an alias is not known by its own name, but where the model says so.
+        is_known = not field.alias or model.model_config.get("populate_by_name")
+        aliases = {name if is_known else None, field.alias, field.validation_alias} - {None}
         for alias in aliases:
             assert isinstance(alias, str), "an alias of several names needs rows of its own: extend this test"
             yield prefix + alias
         told_elsewhere = SECTIONS.keys() if model is ChatMessage else SECTIONS.keys() | {ContentPart}
         for part in models_in(field.annotation) - told_elsewhere:
-            yield from paths_of(part, f"{prefix}{name}.")
+            yield from paths_of(part, f"{prefix}{field.alias or name}.")
 
 
 @pytest.mark.parametrize("model", SECTIONS, ids=lambda model: model.__name__)
@@ -133,7 +136,7 @@ def test_every_request_model_is_looked_at() -> None:
     for _ in range(5):
         reached |= {p for m in reached for f in m.model_fields.values() for p in models_in(f.annotation)}
     ours = {model for model in below(WireModel) if model.__module__.startswith("trioserve.protocol.")}
-    inner = {TurnFields}  # what a session's turn is turned into
+    inner = {TurnFields, *StructuralTags.__mro__}  # what a turn, and a field that may be text, is turned into
     assert ours - reached - inner == set()
 
 

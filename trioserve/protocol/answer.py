@@ -10,6 +10,7 @@ from trioserve.core.delta import TokenLogprob
 from trioserve.errors import InvalidRequest, UnsupportedParameter
 from trioserve.protocol.common import Integer, refuse
 from trioserve.protocol.fields import GenerationFields
+from trioserve.protocol.structured import StructuredFields
 from trioserve.protocol.unsupported import refuse_unknown
 from trioserve.settings import LimitSettings
 
@@ -24,8 +25,8 @@ _PRIORITY_OF_TIER: Final = {"flex": 1, "priority": -1}
 """As ``priority`` counts: lower goes first."""
 
 
-class AnswerFields(GenerationFields):
-    """Fields that both completions endpoints take, and that do not touch which tokens are chosen."""
+class AnswerFields(StructuredFields, GenerationFields):
+    """Fields that both completions endpoints take; those named here do not touch which tokens are chosen."""
 
     add_special_tokens: bool | None = None
     """Whether the tokenizer adds what it adds around a text."""
@@ -69,9 +70,10 @@ class AnswerFields(GenerationFields):
 
     def check(self, limits: LimitSettings) -> None:
         super().check(limits)
+        self.check_form(limits)
         if limits.strict_requests:
             refuse_unknown(self.model_extra)
-            for name in ("stream_options", "repetition_detection"):
+            for name in ("stream_options", "repetition_detection", "response_format", "structured_outputs"):
                 if (part := getattr(self, name)) is not None:
                     refuse_unknown(part.model_extra, prefix=f"{name}.")
         if self.service_tier is not None and self.service_tier not in _TIERS:

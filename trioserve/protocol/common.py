@@ -98,6 +98,18 @@ def parse(model: type[RequestT], body: bytes) -> RequestT:
         raise _invalid_request(exc) from None
 
 
+def parse_part(model: type[RequestT], value: str | dict[str, Any], param: str) -> RequestT:
+    """What the field ``param`` holds, as an object or as its JSON text.
+
+    Raises:
+        InvalidRequest: As ``parse``; the paths of fields begin with ``param``.
+    """
+    try:
+        return model.model_validate_json(value) if isinstance(value, str) else model.model_validate(value)
+    except ValidationError as exc:
+        raise _invalid_request(exc, param) from None
+
+
 def field_path(loc: SequenceOf[str | int]) -> str:
     """A field as the client wrote it, such as ``messages.0.content``."""
     return ".".join(str(part) for part in loc if not (isinstance(part, str) and part.startswith("$")))
@@ -117,22 +129,30 @@ def refuse(param: str, limit: str, value: object) -> NoReturn:
     raise InvalidRequest(f"{param}: {limit}, not {shown(value)}", param=param)
 
 
-def _invalid_request(exc: ValidationError) -> InvalidRequest:
+def _invalid_request(exc: ValidationError, within: str = "") -> InvalidRequest:
+    """``within``: the field that was looked at; by default the whole body."""
     errors = exc.errors(include_url=False)
     if errors[0]["type"] == "json_invalid":
+        reason = errors[0]["msg"].removeprefix("Invalid JSON: ")
         invalid_json = InvalidRequest(
-            f"the body is not valid JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}"
+            f"{within or 'the body'} is not valid JSON: {reason}", param=within or None
         )
         invalid_json.code = "invalid_json"
         return invalid_json
-    told = [_describe(error) for error in errors[:_MAX_ERRORS_TOLD]]
+    names = [_name(error, within) for error in errors[:_MAX_ERRORS_TOLD]]
+    told = [_describe(error, name) for error, name in zip(errors, names, strict=False)]
     if len(errors) > len(told):
         told.append(f"and {len(errors) - len(told)} more errors")
-    return InvalidRequest("; ".join(told), param=field_path(errors[0]["loc"])[:_MAX_MESSAGE_CHARS] or None)
+    return InvalidRequest("; ".join(told), param=names[0] or None)
 
 
-def _describe(error: Any) -> str:
-    name = field_path(error["loc"])[:_MAX_MESSAGE_CHARS] or "the body"
+def _name(error: Any, within: str) -> str:
+    path = field_path((within, *error["loc"]) if within else error["loc"])
+    return path[:_MAX_MESSAGE_CHARS]
+
+
+def _describe(error: Any, name: str) -> str:
+    name = name or "the body"
     words = _OWN_WORDS.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
     message = words[0].lower() + words[1:_MAX_MESSAGE_CHARS]
     if error["type"] == "missing":

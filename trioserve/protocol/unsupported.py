@@ -13,8 +13,6 @@ from trioserve.errors import UnsupportedParameter
 _NOTHING: Final[tuple[Any, ...]] = (None, False, "", [], {})
 """Values with which any field asks for nothing."""
 
-_TEXT_FORMAT: Final = {"type": "text"}
-
 NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     # OpenAI
     "audio": (),
@@ -23,19 +21,9 @@ NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "modalities": (["text"],),
     "moderation": (),
     "reasoning_effort": ("none",),
-    "response_format": (_TEXT_FORMAT,),
     "tool_choice": ("none", "auto"),
     "tools": (),
     "web_search_options": (),
-    # structured outputs
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_decoding_backend": (),
-    "guided_whitespace_pattern": (),
-    "structural_tag": (),
-    "structured_outputs": (),
     # the prompt
     "mm_processor_kwargs": (),
     "prompt_embeds": (),
@@ -54,11 +42,8 @@ NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "kv_transfer_params": (),
     # SGLang's; its router names them all in what it passes on
     "custom_logit_processor": (),
-    "ebnf": (),
-    "json_schema": (),
     "lora_path": (),
     "no_stop_trim": (),
-    "regex": (),
     "return_hidden_states": (),
     "separate_reasoning": (True,),
     "session_params": (),
@@ -81,6 +66,22 @@ CHAT_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "verbosity": ("medium",),
 }
 """What only conversations have, as text completions see it."""
+
+STRUCTURED: Final[Mapping[str, tuple[Any, ...]]] = {
+    "response_format": ({"type": "text"},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_decoding_backend": ("auto",),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
+    "structured_outputs": (),
+    "ebnf": (),
+    "json_schema": (),
+    "regex": (),
+}
+"""What asks for a form of the answer, as sessions see it."""
 
 COMPLETIONS_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {"best_of": (1,), "suffix": ()}
 """And the other way round."""
