@@ -22,6 +22,7 @@ from trioserve.engine.permits import Permits
 from trioserve.engine.supervisor import EXIT_ENGINE, give_up, supervise
 from trioserve.engine.works import works_for
 from trioserve.errors import SettingsError
+from trioserve.examiner.client import Examiner
 from trioserve.http.app import METRICS_ROUTES, HttpApp, create_app
 from trioserve.http.services import Services
 from trioserve.logs import set_up_logs
@@ -100,7 +101,7 @@ class Application:
 
     async def _run_engine(self) -> None:
         try:
-            engine = await trio.to_thread.run_sync(self._load, abandon_on_cancel=True)
+            engine, examiner = await trio.to_thread.run_sync(self._load, abandon_on_cancel=True)
         except SettingsError as exc:
             give_up(None, self.lifecycle, str(exc), EXIT_SETTINGS)
             return
@@ -108,11 +109,20 @@ class Application:
             self._host.serve(engine)
         try:
             works = works_for(self.settings, engine.model)
-            await supervise(engine, works, self.lifecycle, max_restarts=self.settings.max_restarts)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_examiner, examiner)
+                await supervise(engine, works, self.lifecycle, max_restarts=self.settings.max_restarts)
+                nursery.cancel_scope.cancel()
         except Exception:
             # A bug. Whoever waits must hear of it, and the process must end: no silent server without an engine.
             logger.exception("the engine stopped unexpectedly")
             give_up(engine, self.lifecycle, "the engine stopped unexpectedly", EXIT_ENGINE)
+
+    async def _run_examiner(self, examiner: Examiner) -> None:
+        try:
+            await examiner.run()
+        except SettingsError as exc:
+            give_up(self._services.own_engine, self.lifecycle, str(exc), EXIT_SETTINGS)
 
     async def _run_store(self) -> None:
         try:
@@ -124,6 +134,7 @@ class Application:
         """Serve with the engine of another process."""
 
         async def load(model: ModelFolder) -> None:
+            examiner = Examiner(self.settings, model)
             try:
                 renderer, vocabulary = await trio.to_thread.run_sync(
                     self._load_text, model, abandon_on_cancel=True
@@ -131,17 +142,20 @@ class Application:
             except SettingsError as exc:
                 give_up(None, self.lifecycle, str(exc), EXIT_SETTINGS)
             else:
-                self._services.serve(RemoteEngine(attachment, vocabulary), renderer)
+                self._services.serve(RemoteEngine(attachment, vocabulary), renderer, grammars=examiner)
+                nursery.start_soon(self._run_examiner, examiner)
 
-        await attachment.run(seat, load, self._services.traffic)
+        async with trio.open_nursery() as nursery:
+            await attachment.run(seat, load, self._services.traffic)
 
-    def _load(self) -> Engine:
+    def _load(self) -> tuple[Engine, Examiner]:
         """Everything of the model that the front holds. Blocks."""
         model = open_model(self.settings)
         renderer, vocabulary = self._load_text(model)
         engine = Engine(self.settings, model, vocabulary, self.lifecycle)
-        self._services.serve(engine, renderer)
-        return engine
+        examiner = Examiner(self.settings, model)
+        self._services.serve(engine, renderer, grammars=examiner)
+        return engine, examiner
 
     def _load_text(self, model: ModelFolder) -> tuple[Renderer, Vocabulary]:
         """What text becomes tokens with, and tokens text. Blocks."""

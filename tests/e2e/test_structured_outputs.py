@@ -302,7 +302,7 @@ def test_a_server_may_take_no_forms(tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_streams_of_others_go_on_while_hostile_forms_are_refused(server: Server) -> None:
     """Their tokens do not wait for what is examined."""
-    bombs = [
+    bombs: list[dict[str, Any]] = [
         {"guided_json": {"enum": ["x" * 10 for _ in range(800_000)]}},
         {"guided_regex": "(" * 3000 + "a" + "+)+" * 3000},
         {"guided_regex": "((a{1,999}){1,999}){1,999}"},

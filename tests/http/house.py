@@ -18,6 +18,7 @@ from trioserve.engine.checkpoint import ModelFolder
 from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle, ServerState
 from trioserve.engine.supervisor import supervise
+from trioserve.examiner.client import Examiner
 from trioserve.http.app import create_app
 from trioserve.http.services import Services
 from trioserve.output.vocabulary import load_vocabulary
@@ -196,13 +197,20 @@ async def open_house(
     names: tuple[str, ...] = ("reciter",),
     step_s: float = 0.01,
     eos_token_ids: tuple[int, ...] = (EOS_ID,),
+    tokenizer_path: Path = Path("reciter"),
     **settings: Any,
 ) -> AsyncIterator[House]:
+    """A house whose requests may ask for no form, unless ``guided_decoding_backend`` says otherwise.
+
+    Args:
+        tokenizer_path: A folder that has the tokenizer of ``make_tokenizer``; needed for forms only.
+    """
+    settings.setdefault("guided_decoding_backend", "off")
     model = ModelFolder(
         name=names[0],
         names=names,
         path=Path("reciter"),
-        tokenizer_path=Path("reciter"),
+        tokenizer_path=tokenizer_path,
         max_model_len=256,
         vocab_size=258,
         eos_token_ids=eos_token_ids,
@@ -221,6 +229,8 @@ async def open_house(
         while lifecycle.state is ServerState.STARTING:
             await lifecycle.wait_changed()
         nursery.start_soon(services.completions.run)
-        services.serve(engine, Renderer(_TOKENIZER, templates))
+        examiner = Examiner(services.settings, model)
+        nursery.start_soon(examiner.run)
+        services.serve(engine, Renderer(_TOKENIZER, templates), grammars=examiner)
         yield House(app, engine, executor, services)
         nursery.cancel_scope.cancel()

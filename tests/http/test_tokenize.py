@@ -290,7 +290,9 @@ async def surrounding_house() -> AsyncIterator[House]:
     tokenizer.special_tokens["bos_token"] = "<|im_end|>"
     async with open_house() as house:
         served = house.services.model
-        house.services.serve(house.engine, Renderer(tokenizer, served.renderer._templates))
+        house.services.serve(
+            house.engine, Renderer(tokenizer, served.renderer._templates), grammars=served.grammars
+        )
         yield house
 
 
@@ -306,7 +308,7 @@ def test_every_text_comes_back_from_its_tokens(texts: list[str]) -> None:
 
     async def round_trip() -> None:
         async with open_house() as house:
-            house.services.serve(house.engine, builtin_renderer())
+            house.services.serve(house.engine, builtin_renderer(), grammars=house.services.model.grammars)
             house.app = create_app(house.services)
             for text in texts:
                 there = await house.json("/tokenize", {"prompt": text})

@@ -20,6 +20,7 @@ from trioserve.protocol.chat import ChatCompletionRequest
 from trioserve.protocol.common import parse
 from trioserve.protocol.completion import CompletionRequest
 from trioserve.protocol.interactive import GenerateRequest
+from trioserve.protocol.structured import check_lengths
 from trioserve.settings import LimitSettings
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"ä": {"const": 1}}}
@@ -312,6 +313,24 @@ def test_texts_that_are_looked_into_have_a_length() -> None:
             LimitSettings(max_grammar_bytes=8)
         )
     assert info.value.param == "structural_tag"
+
+
+@pytest.mark.parametrize("name", ["guided_json", "response_format", "guided_choice", "ebnf"])
+def test_a_form_that_is_far_too_long_is_refused_before_it_is_read(name: str) -> None:
+    limits = LimitSettings(max_grammar_bytes=1000)
+    for value, is_refused in (("x" * 3990, False), ("x" * 4000, True), (["x"] * 2000, True)):
+        body = json.dumps({"prompt": "y" * 9000, name: value}).encode()
+        if is_refused:
+            with pytest.raises(InvalidRequest, match=f"{name}: at most max_grammar_bytes = 1000") as info:
+                check_lengths(body, limits)
+            assert info.value.param == name
+        else:
+            check_lengths(body, limits)
+
+
+@pytest.mark.parametrize("body", [b"[" * 9000, b'{"ebnf": ' + b"[" * 9000, b"9" * 9000, b"\xff" * 9000])
+def test_what_is_no_json_is_left_to_whoever_reads_it(body: bytes) -> None:
+    check_lengths(body, LimitSettings(max_grammar_bytes=1))
 
 
 def test_only_the_backend_that_is_used_may_be_named() -> None:

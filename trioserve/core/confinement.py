@@ -1,5 +1,6 @@
 """How processes of ours are kept small: what they see of the environment, what they may take, and when they end."""
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -10,6 +11,7 @@ from typing import Final
 
 _KEPT_VARIABLES: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 """All of our environment that a process sees which works on what clients sent: no keys, no settings."""
+_AUTOGROUP: Final = Path("/proc/self/autogroup")
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -51,6 +53,11 @@ def limit_memory(more_bytes: int, *, for_good: bool = True) -> None:
 
 
 def step_back(niceness: int) -> None:
-    """Let others go first, and leave no core file behind."""
+    """Let others go first, and leave no core file behind; for processes that lead a session of their own.
+
+    Where the kernel shares the CPUs out by session, niceness counts within one only, and the session has one too.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(niceness)
+    with contextlib.suppress(OSError):
+        _AUTOGROUP.write_text(str(niceness), encoding="ascii")

@@ -36,8 +36,9 @@ async def chat_completions(services: Services) -> Response:
     """Answer a conversation, as one JSON object or as a stream of chunks."""
     exchange = await open_exchange(services, ChatCompletionRequest)
     keeper = Keeper(services, exchange.asked)
+    grammar = await exchange.asked_grammar()
     prompt = exchange.truncated(await _prompt(exchange))
-    generation = exchange.prepare([prompt], param=_param_of_prompt(exchange.asked))
+    generation = exchange.prepare([prompt], param=_param_of_prompt(exchange.asked), grammar=grammar)
     writer = ChatWriter(exchange, exchange.heading("chatcmpl-"), [prompt])
     return await exchange.answer(generation, keeper.beside(writer), before_end=keeper.keep)
 

@@ -42,9 +42,10 @@ class _Prompt:
 async def completions(services: Services) -> Response:
     """Continue texts, as one JSON object or as a stream of chunks."""
     exchange = await open_exchange(services, CompletionRequest)
+    grammar = await exchange.asked_grammar()
     prompts = [await _prompt(exchange, given) for given in exchange.asked.prompts]
     param = "prompt" if exchange.asked.prompt_token_ids is None else "prompt_token_ids"
-    generation = exchange.prepare([prompt.token_ids for prompt in prompts], param=param)
+    generation = exchange.prepare([prompt.token_ids for prompt in prompts], param=param, grammar=grammar)
     return await exchange.answer(generation, CompletionWriter(exchange, prompts))
 
 

@@ -10,6 +10,8 @@ from msgspec import UNSET
 from quart import Response, request
 
 from trioserve.core.delta import OutputDelta
+from trioserve.core.forms import AnswerForm
+from trioserve.core.sampling import Grammar, ThinkingBudget
 from trioserve.errors import InvalidRequest
 from trioserve.http.body import read_json_body
 from trioserve.http.generation import (
@@ -24,6 +26,7 @@ from trioserve.http.generation import (
 from trioserve.http.services import ServedModel, Services
 from trioserve.protocol.answer import AnswerFields
 from trioserve.protocol.common import parse
+from trioserve.protocol.structured import check_lengths
 from trioserve.settings import Settings
 
 RequestT = TypeVar("RequestT", bound=AnswerFields)
@@ -67,7 +70,36 @@ class Exchange(Generic[RequestT]):
             self.served, self.asked.model, prefix=prefix, service_tier=UNSET if tier is None else tier
         )
 
-    def prepare(self, prompts: SequenceOf[list[int]], *, param: str) -> Generation:
+    async def asked_grammar(self) -> Grammar | None:
+        """The grammar of the form that the request's own fields ask for; None for any text.
+
+        Raises:
+            RequestError, TryAgain: As ``Examiner.grammar``; or two forms are asked for.
+        """
+        asked = self.asked.asked_form()
+        if asked is None:
+            self.asked.check_backend(self.served.grammars.backend)
+            return None
+        body, param = asked
+        return await self.grammar_of(AnswerForm(body=body), param=param)
+
+    async def grammar_of(self, form: AnswerForm, *, param: str) -> Grammar:
+        """The grammar of ``form``, which comes from the field ``param``.
+
+        Raises:
+            RequestError, TryAgain: As ``Examiner.grammar``.
+        """
+        self.asked.check_backend(self.served.grammars.backend)
+        return await self.served.grammars.grammar(form, param=param)
+
+    def prepare(
+        self,
+        prompts: SequenceOf[list[int]],
+        *,
+        param: str,
+        grammar: Grammar | None = None,
+        thinking: ThinkingBudget | None = None,
+    ) -> Generation:
         """As ``generation.prepare``."""
         self._check_scores(prompts)
         return prepare(
@@ -79,6 +111,8 @@ class Exchange(Generic[RequestT]):
             time_limit_s=self.settings.request_timeout_s,
             num_tries=self.asked.num_tries,
             num_prompt_logprobs=self.asked.num_prompt_logprobs,
+            grammar=grammar,
+            thinking=thinking,
         )
 
     async def answer(
@@ -121,6 +155,8 @@ async def open_exchange(services: Services, model: type[RequestT]) -> Exchange[R
     """
     started_at = trio.current_time()
     settings = services.settings
-    asked = parse(model, await read_json_body(request, settings))
+    body = await read_json_body(request, settings)
+    check_lengths(body, settings)
+    asked = parse(model, body)
     asked.check(settings)
     return Exchange(asked.resolved(), services.model, settings, started_at)

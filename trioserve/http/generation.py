@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 from quart import Response, request
 
 from trioserve.core.delta import OutputDelta, TokenLogprob, merge
+from trioserve.core.sampling import Grammar, ThinkingBudget
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.engine.face import EngineFace
 from trioserve.engine.mailbox import Mailbox
@@ -221,12 +222,16 @@ def prepare(
     time_limit_s: float,
     num_tries: int | None = None,
     num_prompt_logprobs: int | None = None,
+    grammar: Grammar | None = None,
+    thinking: ThinkingBudget | None = None,
 ) -> Generation:
     """Check that the engine takes ``prompts``, which came in the field ``param``, and make their sequences.
 
     Args:
         num_tries: Sequences to each prompt, where there are to be more than choices.
         num_prompt_logprobs: Alternatives to compute for each token of the prompts, where they are wanted.
+        grammar: What the answers must spell.
+        thinking: How their thinking is told from the rest.
     Raises:
         RequestError: A prompt is too long, a parameter does not fit the model, or another model is asked for.
         TryAgain: Nothing is served now, or too much waits already.
@@ -246,6 +251,7 @@ def prepare(
     salt = (asked.cache_salt or "").encode()
     encode = partial(served.renderer.tokenizer.encode, add_special_tokens=False)
     shared = sampling_params(asked, served.defaults, room=max(rooms), encode=encode)
+    shared = msgspec.structs.replace(shared, grammar=grammar, thinking=thinking)
     draw_seed = served.defaults.draw_seed if asked.seed is None else None
     sequences = []
     for prompt, room in zip(prompts, rooms, strict=True):

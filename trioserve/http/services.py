@@ -16,6 +16,7 @@ from trioserve.engine.face import EngineFace
 from trioserve.engine.lifecycle import Lifecycle
 from trioserve.engine.permits import Permits
 from trioserve.errors import ModelNotFound, NotReady
+from trioserve.examiner.client import Examiner
 from trioserve.http.metrics import Metrics
 from trioserve.http.pages import Pages
 from trioserve.http.traffic import Traffic
@@ -33,6 +34,8 @@ class ServedModel:
 
     engine: EngineFace
     renderer: Renderer
+    grammars: Examiner
+    """What makes grammars of the forms that requests ask for."""
     defaults: SamplingDefaults
     fingerprint: str
     """``system_fingerprint`` of answers: changes with the model and with the server's version."""
@@ -104,7 +107,7 @@ class Services:
             clock=trio.current_time,
         )
 
-    def serve(self, engine: EngineFace, renderer: Renderer) -> None:
+    def serve(self, engine: EngineFace, renderer: Renderer, *, grammars: Examiner) -> None:
         """Answer requests with ``engine`` from now on."""
         self.own_engine = engine if isinstance(engine, Engine) else None
         model = engine.model
@@ -119,6 +122,7 @@ class Services:
         self._model = ServedModel(
             engine=engine,
             renderer=renderer,
+            grammars=grammars,
             defaults=defaults.overridden(self.settings.override_generation_config, self.settings.early_stop),
             fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
             strict_names=self.settings.strict_model or len(model.names) > 1,
