@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final
 
 import trio
 
@@ -14,6 +15,8 @@ from trioserve.settings import Settings
 logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_S = 2.0
+_GRAMMAR_BACKENDS: Final = {"auto": "guidance", "off": ""}
+"""What those settings mean that are no names of backends."""
 
 
 def works_for(settings: Settings, model: ModelFolder) -> Callable[[], AbstractAsyncContextManager[Executor]]:
@@ -50,6 +53,12 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
         load_format="auto" if settings.load_format == "safetensors" else settings.load_format,
         seed=settings.seed or 0,
         kv_cache_share=settings.cache_max_entry_count,
+        tokenizer_path=str(model.tokenizer_path),
+        eos_token_ids=list(model.eos_token_ids),
+        grammar_backend=_GRAMMAR_BACKENDS.get(
+            settings.guided_decoding_backend, settings.guided_decoding_backend
+        ),
+        max_cached_grammars=settings.max_cached_grammars,
         use_warmup=settings.use_warmup,
     )
 
