@@ -10,6 +10,7 @@ from msgspec import UNSET
 from quart import Response, request
 
 from trioserve.core.delta import OutputDelta
+from trioserve.core.sampling import Grammar, ThinkingBudget
 from trioserve.errors import InvalidRequest
 from trioserve.http.body import read_json_body
 from trioserve.http.generation import (
@@ -67,7 +68,14 @@ class Exchange(Generic[RequestT]):
             self.served, self.asked.model, prefix=prefix, service_tier=UNSET if tier is None else tier
         )
 
-    def prepare(self, prompts: SequenceOf[list[int]], *, param: str) -> Generation:
+    def prepare(
+        self,
+        prompts: SequenceOf[list[int]],
+        *,
+        param: str,
+        grammar: Grammar | None = None,
+        thinking: ThinkingBudget | None = None,
+    ) -> Generation:
         """As ``generation.prepare``."""
         self._check_scores(prompts)
         return prepare(
@@ -79,6 +87,8 @@ class Exchange(Generic[RequestT]):
             time_limit_s=self.settings.request_timeout_s,
             num_tries=self.asked.num_tries,
             num_prompt_logprobs=self.asked.num_prompt_logprobs,
+            grammar=grammar,
+            thinking=thinking,
         )
 
     async def answer(
