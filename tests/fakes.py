@@ -1,5 +1,6 @@
 """Stand-ins at the two seams of the house: ranks that need no model, for tests of the front."""
 
+import math
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -8,11 +9,14 @@ from dataclasses import dataclass, field
 
 import trio
 
-from trioserve.core.sampling import SamplingParams
+from trioserve.core.sampling import MAX_FORCED_TOKENS, SamplingParams
 from trioserve.core.step import (
     Admission,
+    GrammarReady,
+    GrammarRequest,
     PromptLogprobs,
     SampledToken,
+    SlotWork,
     StepPlan,
     StepResult,
     TokenLogprobs,
@@ -22,6 +26,8 @@ from trioserve.errors import EngineError
 
 NextToken = Callable[[list[int]], int]
 """From all tokens of a sequence to the next one."""
+Forced = Callable[[list[int]], list[int]]
+"""From all tokens of a sequence to those that must follow."""
 
 
 @dataclass
@@ -33,6 +39,10 @@ class _Slot:
     params: SamplingParams
     num_to_score: int
     """Tokens of the prompt that a score is wanted of, from the first; 0: none."""
+    most_tokens: int
+    """That it may ever have."""
+    has_sampled: bool = False
+    """Since its admission."""
 
 
 @dataclass
@@ -47,6 +57,13 @@ class FakeRank:
     next_token: NextToken
     is_certain: Callable[[list[int]], bool] = lambda token_ids: False
     """Whether the last of all tokens was certain."""
+    forced: Forced = lambda token_ids: []
+    """Asked for sequences that may force tokens."""
+    failure: Callable[[list[int]], str] = lambda token_ids: ""
+    """Why a grammar fails instead of sampling the next token; empty where it does not."""
+    max_model_len: int = 1 << 30
+    grammars: set[bytes] = field(default_factory=set)
+    """Keys of those that are ready."""
     slots: dict[int, _Slot] = field(default_factory=dict)
     kv: dict[tuple[int, int], int] = field(default_factory=dict)
     """(block_id, offset) -> hash of the tokens up to there."""
@@ -64,24 +81,29 @@ class FakeRank:
         for admission in plan.admitted:
             self._admit(admission)
         assert len({work.slot for work in plan.work}) == len(plan.work), "a slot is planned twice"
-        for work in plan.work:  # as in a layer of the model: all write their KV before any reads
-            self.slots[work.slot].block_table.extend(work.new_block_ids)
-            self._write(self.slots[work.slot], work.num_tokens)
+        counts = {work.slot: count for work in plan.work if (count := self._begin(work))}
+        for (
+            slot_id,
+            count,
+        ) in counts.items():  # as in a layer of the model: all write their KV before any reads
+            self._write(self.slots[slot_id], count)
         scored = [
             stretch
-            for work in plan.work
-            if (stretch := self._score(self.slots[work.slot], work.num_tokens)) is not None
+            for slot_id, count in counts.items()
+            if (stretch := self._score(self.slots[slot_id], count)) is not None
         ]
         sampled = [
-            token for work in plan.work if (token := self._sample(work.slot, work.num_tokens)) is not None
+            token for slot_id, count in counts.items() if (token := self._sample(slot_id, count)) is not None
         ]
-        num_tokens = sum(work.num_tokens for work in plan.work)
+        num_tokens = sum(counts.values())
         self.num_computed += num_tokens
         self.largest_step = max(self.largest_step, num_tokens)
         return StepResult(plan.step_id, sampled, 0.0, scored)
 
     def _admit(self, admission: Admission) -> None:
         assert admission.slot not in self.slots, f"slot {admission.slot} is taken"
+        grammar = admission.params.grammar
+        assert grammar is None or grammar.key in self.grammars, "a grammar is not ready"
         self.slots[admission.slot] = _Slot(
             admission.seq_id,
             list(admission.token_ids),
@@ -92,7 +114,18 @@ class FakeRank:
             if admission.params.prompt_logprobs is None
             or len(admission.token_ids) > admission.num_prompt_tokens
             else admission.num_prompt_tokens,
+            min(admission.num_prompt_tokens + admission.params.max_tokens, self.max_model_len),
         )
+
+    def _begin(self, work: SlotWork) -> int:
+        """Take the blocks of a slot's work; returns the tokens to compute, 0 where it has all it may ever have."""
+        slot = self.slots[work.slot]
+        slot.block_table.extend(work.new_block_ids)
+        num_known = len(slot.token_ids) - slot.num_computed
+        if not slot.has_sampled or not slot.params.forces_tokens:
+            return work.num_tokens
+        assert work.num_tokens <= num_known, "more tokens planned than there are"
+        return 0 if len(slot.token_ids) >= slot.most_tokens else num_known
 
     def _write(self, slot: _Slot, num_tokens: int) -> None:
         last = slot.num_computed + num_tokens
@@ -127,10 +160,19 @@ class FakeRank:
             )
         if slot.num_computed < len(slot.token_ids):
             return None
+        slot.has_sampled = True
+        if slot.params.forces_tokens and (failure := self.failure(slot.token_ids)):
+            return SampledToken(slot_id, slot.seq_id, 0, failure=failure)
         token_id = self.next_token(slot.token_ids)
         slot.token_ids.append(token_id)
+        is_certain = self.is_certain(slot.token_ids)
+        forced: list[int] = []
+        if slot.params.forces_tokens:
+            room = slot.most_tokens - len(slot.token_ids)
+            forced = self.forced(slot.token_ids)[: min(room, MAX_FORCED_TOKENS)]
+            slot.token_ids += forced
         return SampledToken(
-            slot_id, slot.seq_id, token_id, self._logprobs(slot, token_id), self.is_certain(slot.token_ids)
+            slot_id, slot.seq_id, token_id, self._logprobs(slot, token_id), is_certain, forced
         )
 
     def _place(self, slot: _Slot, position: int) -> tuple[int, int]:
@@ -145,11 +187,17 @@ class FakeRank:
 
 
 class FakeExecutor:
-    """A FakeRank behind the Executor's face; every step takes ``step_s`` of the test's clock."""
+    """A FakeRank behind the Executor's face; every step takes ``step_s`` of the test's clock, every grammar
+    ``grammar_s``."""
 
     def __init__(self, rank: FakeRank, *, num_blocks: int, step_s: float = 0.01) -> None:
         self.rank = rank
         self.step_s = step_s
+        self.grammar_s = 0.1
+        self.grammar_errors: dict[bytes, str] = {}
+        """By key."""
+        self.requests: list[GrammarRequest] = []
+        """All that were submitted."""
         self.failure: EngineError | None = None
         """Set to make the next result fail."""
         self.num_stacks = 0
@@ -164,6 +212,7 @@ class FakeExecutor:
         )
         self._plans: deque[StepPlan] = deque()
         self._planned = trio.Event()
+        self._requested, self._unready = trio.open_memory_channel[GrammarRequest](math.inf)
 
     async def submit(self, plan: StepPlan) -> None:
         await trio.lowlevel.checkpoint()
@@ -178,6 +227,21 @@ class FakeExecutor:
         if self.failure is not None:
             raise self.failure
         return self.rank.carry_out(self._plans.popleft())
+
+    async def submit_grammar(self, request: GrammarRequest) -> None:
+        await trio.lowlevel.checkpoint()
+        self.requests.append(request)
+        self._requested.send_nowait(request)
+
+    async def grammar_ready(self) -> GrammarReady:
+        request = await self._unready.receive()
+        self.rank.grammars -= set(request.forgotten)
+        await trio.sleep(self.grammar_s)
+        key = request.grammar.key
+        error = self.grammar_errors.get(key, "")
+        if not error:
+            self.rank.grammars.add(key)
+        return GrammarReady(key, error)
 
     def write_stacks(self) -> None:
         self.num_stacks += 1

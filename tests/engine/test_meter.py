@@ -104,6 +104,7 @@ async def test_a_sequence_that_is_left_counts_once_and_as_aborted(autojump_clock
         "stop": 0,
         "length": 1,
         "repetition": 0,
+        "grammar": 0,
         "abort": 1,
         "error": 0,
     }

@@ -43,7 +43,7 @@ class House:
             kv_cache_ratio=kv_cache_ratio,
         )
         self.scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE)
-        self.rank = FakeRank(BLOCK_SIZE, next_token)  # type: ignore[arg-type]  # either of the two functions
+        self.rank = FakeRank(BLOCK_SIZE, next_token, max_model_len=num_blocks * BLOCK_SIZE)  # type: ignore[arg-type]  # either of the two functions
         self.depth = depth
         self.in_flight: deque[StepPlan] = deque()
         self.order: list[int] = []
@@ -62,9 +62,8 @@ class House:
             self.in_flight.append(plan)
         if not self.in_flight:
             return False
-        for seq, _ in self.scheduler.commit(self.rank.carry_out(self.in_flight.popleft())):
-            if seq.status is SequenceStatus.FINISHED:
-                self.order.append(seq.seq_id)
+        for booked in self.scheduler.commit(self.rank.carry_out(self.in_flight.popleft())):
+            self.order += [seq.seq_id for seq, _ in booked if seq.status is SequenceStatus.FINISHED]
         self.scheduler.check_integrity()
         return True
 
@@ -355,7 +354,7 @@ def test_a_plan_admits_no_more_ids_than_a_frame_can_carry(monkeypatch: pytest.Mo
     admitted = []
     while (plan := house.scheduler.plan_step()) is not None:
         admitted.append(len(plan.admitted))
-        house.scheduler.commit(house.rank.carry_out(plan))
+        list(house.scheduler.commit(house.rank.carry_out(plan)))
     assert admitted == [1, 1, 1, 1], (
         "61 ids each, of 100; and the one that alone is more may enter all the same"
     )

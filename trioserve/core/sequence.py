@@ -50,6 +50,8 @@ class Sequence:
         "block_table",
         "cache_salt",
         "finish_reason",
+        "forces_tokens",
+        "num_admitted_tokens",
         "num_cached_tokens",
         "num_certain_tokens",
         "num_computed_tokens",
@@ -75,6 +77,8 @@ class Sequence:
     ) -> None:
         self.seq_id = next(_seq_ids)
         self.params = params
+        self.forces_tokens = params.forces_tokens
+        """Whether a step may add more tokens than the one that it samples."""
         self.priority = priority
         """Lower goes first; equal ones first come first served."""
         self.cache_salt = cache_salt
@@ -84,8 +88,10 @@ class Sequence:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
         """Tokens whose KV is present, or will be when the planned steps are done."""
+        self.num_admitted_tokens = 0
+        """Tokens known when it entered its slot; once they are computed, it decodes."""
         self.num_pending_tokens = 0
-        """Tokens sampled by planned steps whose results are not back."""
+        """Tokens sampled by planned steps whose results are not back; what is forced behind them is not foreseen."""
         self.num_cached_tokens = 0
         """Prompt tokens that the prefix cache had at the first admission."""
         self.num_registered_blocks = 0
@@ -125,18 +131,19 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens known or on their way."""
+        """Tokens known or certain to be on their way."""
         return len(self.token_ids) + self.num_pending_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens a step could compute now; 1 for a decoding sequence."""
+        """Tokens a step could compute now; of a decoding sequence 1, and those that were forced since its last step."""
         return self.num_tokens - self.num_computed_tokens
 
     def start(self, slot: int, block_table: list[int], num_computed_tokens: int) -> None:
         """Enter ``slot`` with blocks of which the first hold ``num_computed_tokens`` tokens."""
         self._move(SequenceStatus.RUNNING)
         self.slot, self.block_table, self.num_computed_tokens = slot, block_table, num_computed_tokens
+        self.num_admitted_tokens = len(self.token_ids)
 
     def preempt(self) -> list[int]:
         """Give the blocks back and wait again; the tokens stay, the KV is recomputed."""

@@ -15,13 +15,20 @@ from trioserve._speedups.detokenizer import Vocabulary
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.core.step import StepPlan, StepResult, WorkerReady
 from trioserve.engine.checkpoint import ModelFolder
+from trioserve.engine.grammars import GrammarGate
 from trioserve.engine.lifecycle import Lifecycle
 from trioserve.engine.mailbox import Mailbox, Receiver
 from trioserve.engine.meter import Meter, Timeline
 from trioserve.errors import NotReady, Overloaded, WorkerStalled
 from trioserve.executor.executor import Executor
 from trioserve.output.stream import OutputStream
-from trioserve.scheduler.scheduler import NOTHING_SCHEDULED, Scheduler, SchedulerLimits, SchedulerStatistics
+from trioserve.scheduler.scheduler import (
+    NOTHING_SCHEDULED,
+    Booked,
+    Scheduler,
+    SchedulerLimits,
+    SchedulerStatistics,
+)
 from trioserve.settings import Settings
 
 _STEPS_IN_FLIGHT = 2
@@ -84,6 +91,7 @@ class Engine:
         self._settings = settings
         self._vocabulary = vocabulary
         self._scheduler: Scheduler | None = None
+        self._gate = GrammarGate(settings.max_cached_grammars)
         self._streams: dict[int, _Stream] = {}
         self._in_flight: deque[tuple[StepPlan, float]] = deque()  # with the time each was submitted
         self._work = trio.Event()
@@ -146,7 +154,7 @@ class Engine:
         self._num_requests += 1
         try:
             for index, seq in enumerate(sequences):
-                self._loaded().add(seq)
+                self._line_up(seq)
                 output = OutputStream(seq, self._vocabulary)
                 self._streams[seq.seq_id] = _Stream(output, receiver, index, arrived_at=started_at)
             self._work.set()
@@ -158,6 +166,7 @@ class Engine:
                 if stream is not None:
                     self.meter.finished(stream, seq, FinishReason.ABORT)
                 self._loaded().finish(seq, FinishReason.ABORT)  # no effect once finished
+                self._gate.leave(seq)
             self.meter.answered(sequences)
             self._sequence_s += 0.1 * (trio.current_time() - started_at - self._sequence_s)
             self._work.set()
@@ -212,13 +221,15 @@ class Engine:
         self.lifecycle.works_ready()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._submit_plans, executor)
+                nursery.start_soon(self._submit, executor)
                 nursery.start_soon(self._read_results, executor)
+                nursery.start_soon(self._read_grammars, executor)
                 nursery.start_soon(self._watch_steps, executor)
         finally:
             self._put_down()
 
-    async def _submit_plans(self, executor: Executor) -> None:
+    async def _submit(self, executor: Executor) -> None:
+        """Send plans, and requests for grammars where no plan is due; one task, so that frames stay whole."""
         scheduler = self._loaded()
         while True:
             while len(self._in_flight) < _STEPS_IN_FLIGHT and (plan := scheduler.plan_step()) is not None:
@@ -228,6 +239,9 @@ class Engine:
                     stream = self._streams[admission.seq_id]
                     self.meter.admitted(stream, stream.output.seq, now)
                 await executor.submit(plan)
+            if (request := self._gate.next_request(trio.current_time())) is not None:
+                await executor.submit_grammar(request)
+                continue
             await self._work.wait()
             self._work = trio.Event()
 
@@ -239,11 +253,22 @@ class Engine:
             self._deliver(result, num_computed=sum(work.num_tokens for work in plan.work))
             self._work.set()
 
+    async def _read_grammars(self, executor: Executor) -> None:
+        while True:
+            answer = await executor.grammar_ready()
+            for seq in self._gate.answered(answer):
+                if answer.error:
+                    self._end(self._streams[seq.seq_id], FinishReason.GRAMMAR, answer.error)
+                else:
+                    self._loaded().add(seq)
+            self._work.set()
+
     async def _watch_steps(self, executor: Executor) -> None:
-        """Notice a step that does not come back, within a second of its deadline."""
+        """Notice a step that does not come back, or a grammar, within a second of its deadline."""
         reported = -1
         while True:
             await trio.sleep(_WATCH_INTERVAL_S if self._in_flight else 1.0)
+            self._end_overdue()
             if not self._in_flight:
                 continue
             plan, submitted_at = self._in_flight[0]
@@ -256,25 +281,37 @@ class Engine:
                 reported = plan.step_id
                 executor.write_stacks()
 
+    def _end_overdue(self) -> None:
+        """A grammar that takes too long is the end of those who wait for it, and nobody else's."""
+        timeout_s = self._settings.step_timeout_s
+        for seq in self._gate.overdue(trio.current_time() - timeout_s):
+            error = f"the grammar was not ready within {timeout_s:g} s"
+            self._end(self._streams[seq.seq_id], FinishReason.GRAMMAR, error)
+            self._work.set()
+
     def _deliver(self, result: StepResult, *, num_computed: int) -> None:
-        """Book a step and leave each sequence's delta in its mailbox. No await: a step is one moment."""
-        scheduler = self._loaded()
+        """Book a step and leave each sequence's deltas in its mailbox. No await: a step is one moment."""
         for scored in result.prompt_logprobs:
             if (stream := self._streams.get(scored.seq_id)) is not None:
                 stream.output.add_prompt_logprobs(scored)
-        counted = scheduler.commit(result)
-        self._last_result_at = now = trio.current_time()
-        streams = [self._streams[seq.seq_id] for seq, _ in counted]
-        self.meter.stepped(streams, num_computed=num_computed, now=now)
+        for sampled in result.sampled:
+            if sampled.failure and (stream := self._streams.get(sampled.seq_id)) is not None:
+                self._end(stream, FinishReason.GRAMMAR, sampled.failure)
+        self._last_result_at = trio.current_time()
+        self.meter.stepped(num_computed=num_computed)
+        for booked in self._loaded().commit(result):
+            self._tell(booked, self._last_result_at)
+
+    def _tell(self, booked: Booked, now: float) -> None:
+        """Leave a delta for each token; those that end a text end its sequence."""
+        streams = [self._streams[seq.seq_id] for seq, _ in booked]
+        self.meter.generated(streams, now=now)
         deltas = OutputStream.feed_step(
-            (stream.output, sampled) for stream, (_, sampled) in zip(streams, counted, strict=True)
+            (stream.output, sampled) for stream, (_, sampled) in zip(streams, booked, strict=True)
         )
         for stream, delta in zip(streams, deltas, strict=True):
             if delta.finish_reason is not None:
-                seq = stream.output.seq
-                scheduler.finish(seq, delta.finish_reason)
-                self.meter.finished(stream, seq, delta.finish_reason)
-                del self._streams[seq.seq_id]
+                self._close(stream, delta.finish_reason)
             stream.receiver.put_nowait(stream.index, delta)
 
     # --- the works come and go ---
@@ -297,11 +334,12 @@ class Engine:
             num_blocks=executor.ready.num_blocks,
             block_size=settings.block_size,
         )
-        for stream in self._streams.values():
-            scheduler.add(stream.output.seq)
         if self._scheduler is not None:
             self._num_past_preemptions += self._scheduler.statistics().num_preemptions
         self._scheduler, self.works = scheduler, executor.ready
+        self._gate = GrammarGate(settings.max_cached_grammars)
+        for stream in self._streams.values():
+            self._line_up(stream.output.seq)
 
     def _put_down(self) -> None:
         """The ranks are gone: fail what ran on them, keep what waits."""
@@ -310,12 +348,25 @@ class Engine:
             error = "the model's process ended while it worked on this request"
             self._end(self._streams[seq.seq_id], FinishReason.ERROR, error)
 
+    def _line_up(self, seq: Sequence) -> None:
+        """Let a sequence wait for its turn, or for its grammar before."""
+        scheduler = self._loaded()
+        if self._gate.enter(seq):
+            scheduler.add(seq)
+        else:
+            scheduler.hold(seq)
+
     def _end(self, stream: _Stream, reason: FinishReason, error: str | None = None) -> None:
+        """End a sequence otherwise than by a token."""
+        self._close(stream, reason)
+        stream.receiver.put_nowait(stream.index, stream.output.ended(reason, error))
+
+    def _close(self, stream: _Stream, reason: FinishReason) -> None:
         seq = stream.output.seq
         self._loaded().finish(seq, reason)
+        self._gate.leave(seq)
         self.meter.finished(stream, seq, reason)
         del self._streams[seq.seq_id]
-        stream.receiver.put_nowait(stream.index, stream.output.ended(reason, error))
 
     def _loaded(self) -> Scheduler:
         if self._scheduler is None:

@@ -92,7 +92,7 @@ class Meter:
         self.num_finished = dict.fromkeys(FinishReason, 0)
         """Sequences that ended. ABORT: whoever asked is gone, or its time was up. ERROR: the engine gave it up."""
         self.step_tokens = Histogram(STEP_TOKENS)
-        """Tokens that a step computed."""
+        """Tokens that a step was to compute when it was planned."""
         self.time_to_first_token_s = Histogram(FIRST_TOKEN_S)
         """From arrival."""
         self.inter_token_latency_s = Histogram(TOKEN_S)
@@ -123,11 +123,14 @@ class Meter:
             self.num_prompt_tokens += seq.num_prompt_tokens
             self.num_cached_tokens += seq.num_cached_tokens
 
-    def stepped(self, timelines: SequenceOf[Timeline], *, num_computed: int, now: float) -> None:
-        """A step is back with one token for each of ``timelines``; this runs for every token that is generated."""
+    def stepped(self, *, num_computed: int) -> None:
+        """A step is back."""
         self.num_steps += 1
-        self.num_output_tokens += len(timelines)
         self.step_tokens.observe(num_computed)
+
+    def generated(self, timelines: SequenceOf[Timeline], *, now: float) -> None:
+        """There is a token for each of ``timelines``; this runs for every token that is generated."""
+        self.num_output_tokens += len(timelines)
         times: dict[float, int] = {}  # by when the token before came: of most sequences with the same step
         for timeline in timelines:
             last = timeline.last_token_at

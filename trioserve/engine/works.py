@@ -9,6 +9,7 @@ import trio
 from trioserve.core.step import LoadProgress, WorkerConfig, WorkerReady
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.executor.executor import Executor, start_ranks
+from trioserve.grammars.registry import backend_named
 from trioserve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
         load_format="auto" if settings.load_format == "safetensors" else settings.load_format,
         seed=settings.seed or 0,
         kv_cache_share=settings.cache_max_entry_count,
+        tokenizer_path=str(model.tokenizer_path),
+        eos_token_ids=list(model.eos_token_ids),
+        grammar_backend=backend_named(settings.guided_decoding_backend),
+        max_cached_grammars=settings.max_cached_grammars,
         use_warmup=settings.use_warmup,
     )
 

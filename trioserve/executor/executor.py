@@ -1,5 +1,6 @@
 """The ranks of one replica as the engine sees them."""
 
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -7,13 +8,21 @@ from typing import Protocol
 import trio
 
 from trioserve.core.frames import encode_frame
-from trioserve.core.step import LoadProgress, StepPlan, StepResult, WorkerConfig, WorkerReady
+from trioserve.core.step import (
+    GrammarReady,
+    GrammarRequest,
+    LoadProgress,
+    StepPlan,
+    StepResult,
+    WorkerConfig,
+    WorkerReady,
+)
 from trioserve.errors import EngineError, WireError, WorkerStalled
 from trioserve.executor.rank import Rank, rank_config
 
 
 class Executor(Protocol):
-    """Carries out plans, in order."""
+    """Carries out plans, in order. One task submits, one waits for results, one for grammars."""
 
     ready: WorkerReady
     """What the ranks said when they had loaded; ``num_blocks`` is the least of all ranks."""
@@ -23,6 +32,15 @@ class Executor(Protocol):
 
     async def result(self) -> StepResult:
         """Wait for the next plan's result, in the order of plans."""
+
+    async def submit_grammar(self, request: GrammarRequest) -> None:
+        """Have every rank make a grammar ready, beside the steps; returns when the request lies in their sockets."""
+
+    async def grammar_ready(self) -> GrammarReady:
+        """Wait for the next grammar that every rank has ready, or that one of them cannot use.
+
+        Results must be waited for at the same time.
+        """
 
     def write_stacks(self) -> None:
         """Have every rank write its stacks to the log."""
@@ -34,15 +52,19 @@ class ProcessExecutor:
     def __init__(self, ranks: list[Rank], ready: WorkerReady) -> None:
         self.ready = ready
         self._ranks = ranks
+        self._answers: dict[bytes, dict[int, GrammarReady]] = {}  # by key and rank, until every rank has answered
+        self._answered, self._grammars = trio.open_memory_channel[GrammarReady](math.inf)
 
     async def submit(self, plan: StepPlan) -> None:
         """Send the same bytes to every rank.
 
         A plan that is half sent would leave the ranks out of step. Whoever cancels this must end the ranks too.
         """
-        frame = encode_frame(plan)
-        for rank in self._ranks:
-            await rank.send_bytes(frame)
+        await self._send(encode_frame(plan))
+
+    async def submit_grammar(self, request: GrammarRequest) -> None:
+        """Send the same bytes to every rank; not while a plan is being sent."""
+        await self._send(encode_frame(request))
 
     async def result(self) -> StepResult:
         """Rank 0's next result.
@@ -50,14 +72,44 @@ class ProcessExecutor:
         Raises:
             EngineError: The rank is gone, failed, or says something else.
         """
-        message = await self._ranks[0].receive()
-        if not isinstance(message, StepResult):
-            raise WireError(f"rank 0 sent {type(message).__name__} instead of a result")
-        return message
+        while True:
+            message = await self._ranks[0].receive()
+            if isinstance(message, StepResult):
+                return message
+            if not isinstance(message, GrammarReady):
+                raise WireError(f"rank 0 sent {type(message).__name__} instead of a result")
+            self._take_answer(0, message)
+
+    async def grammar_ready(self) -> GrammarReady:
+        return await self._grammars.receive()
+
+    async def watch(self, rank: Rank) -> None:
+        """Ranks other than 0 speak of grammars, and say nothing else unless they fail.
+
+        Raises:
+            EngineError: The rank is gone, failed, or says something else.
+        """
+        while True:
+            message = await rank.receive()
+            if not isinstance(message, GrammarReady):
+                raise EngineError(f"rank {rank.tp_rank} sent {type(message).__name__} unasked")
+            self._take_answer(rank.tp_rank, message)
 
     def write_stacks(self) -> None:
         for rank in self._ranks:
             rank.write_stacks()
+
+    async def _send(self, frame: bytes) -> None:
+        for rank in self._ranks:
+            await rank.send_bytes(frame)
+
+    def _take_answer(self, tp_rank: int, answer: GrammarReady) -> None:
+        """When all have answered, one with an error speaks for all, if there is one."""
+        answers = self._answers.setdefault(answer.key, {})
+        answers[tp_rank] = answer
+        if len(answers) == len(self._ranks):
+            self._answered.send_nowait(max(answers.values(), key=lambda each: each.error))
+            del self._answers[answer.key]
 
 
 @asynccontextmanager
@@ -74,10 +126,11 @@ async def start_ranks(
     ranks = [Rank(tp_rank) for tp_rank in range(config.tp_size)]
     try:
         ready = await _load(ranks, config, start_timeout_s, on_progress)
+        executor = ProcessExecutor(ranks, ready)
         async with trio.open_nursery() as nursery:
             for rank in ranks[1:]:
-                nursery.start_soon(_watch, rank)
-            yield ProcessExecutor(ranks, ready)
+                nursery.start_soon(executor.watch, rank)
+            yield executor
             nursery.cancel_scope.cancel()
     finally:
         for rank in ranks:
@@ -108,9 +161,3 @@ async def _wait_ready(rank: Rank, on_progress: Callable[[LoadProgress], None]) -
                 on_progress(message)
             continue
         raise WireError(f"rank {rank.tp_rank} sent {type(message).__name__} while loading")
-
-
-async def _watch(rank: Rank) -> None:
-    """Ranks other than 0 say nothing unless they fail."""
-    message = await rank.receive()
-    raise EngineError(f"rank {rank.tp_rank} sent {type(message).__name__} unasked")

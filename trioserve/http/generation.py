@@ -16,11 +16,11 @@ from msgspec import UNSET, UnsetType
 from quart import Response, request
 
 from trioserve.core.delta import OutputDelta, TokenLogprob, merge
-from trioserve.core.sampling import Grammar, ThinkingBudget
+from trioserve.core.sampling import Grammar, SamplingParams, ThinkingBudget
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.engine.face import EngineFace
 from trioserve.engine.mailbox import Mailbox
-from trioserve.errors import EngineError, InvalidRequest, PromptTooLong, RequestTimeout
+from trioserve.errors import EngineError, InvalidGrammar, InvalidRequest, PromptTooLong, RequestTimeout
 from trioserve.http import sse
 from trioserve.http.errors import guarded
 from trioserve.http.held import hold
@@ -111,6 +111,7 @@ class Generation:
             RequestTimeout: The deadline passed first.
             TryAgain: The engine does not take the request.
             EngineError: The engine gave a choice up.
+            InvalidGrammar: The grammar of a choice cannot be used, or cannot go on.
         """
         deltas: list[list[OutputDelta]] = [[] for _ in self.sequences]
         with self.engine.stream(self.sequences) as mailbox:
@@ -200,6 +201,8 @@ class Generation:
     def _checked(self, delta: OutputDelta) -> OutputDelta:
         if delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
             raise EngineError(delta.error or "the request was aborted")
+        if delta.finish_reason is FinishReason.GRAMMAR:
+            raise InvalidGrammar(delta.error or "the grammar cannot be used")
         if delta.stop_reason in self.eos_token_ids:
             return replace(delta, stop_reason=None)
         return delta
@@ -230,8 +233,8 @@ def prepare(
     Args:
         num_tries: Sequences to each prompt, where there are to be more than choices.
         num_prompt_logprobs: Alternatives to compute for each token of the prompts, where they are wanted.
-        grammar: What the answers must spell.
-        thinking: How their thinking is told from the rest.
+        grammar: What every answer must spell. The model ends it, whatever the request says of the model's end.
+        thinking: How the answers' thinking is told from the rest.
     Raises:
         RequestError: A prompt is too long, a parameter does not fit the model, or another model is asked for.
         TryAgain: Nothing is served now, or too much waits already.
@@ -250,8 +253,13 @@ def prepare(
     engine.check(mean_tokens, num_sequences=num_sequences)
     salt = (asked.cache_salt or "").encode()
     encode = partial(served.renderer.tokenizer.encode, add_special_tokens=False)
-    shared = sampling_params(asked, served.defaults, room=max(rooms), encode=encode)
-    shared = msgspec.structs.replace(shared, grammar=grammar, thinking=thinking)
+    eos_token_ids = served.defaults.eos_token_ids if grammar is not None or not asked.ignore_eos else ()
+    shared = _constrained(
+        sampling_params(asked, served.defaults, room=max(rooms), encode=encode),
+        grammar,
+        thinking,
+        eos_token_ids,
+    )
     draw_seed = served.defaults.draw_seed if asked.seed is None else None
     sequences = []
     for prompt, room in zip(prompts, rooms, strict=True):
@@ -268,8 +276,21 @@ def prepare(
         deadline=started_at + (time_limit_s or math.inf),
         time_limit_s=time_limit_s,
         request_id=request_id_of(request),
-        eos_token_ids=() if asked.ignore_eos else served.defaults.eos_token_ids,
+        eos_token_ids=eos_token_ids,
     )
+
+
+def _constrained(
+    params: SamplingParams,
+    grammar: Grammar | None,
+    thinking: ThinkingBudget | None,
+    eos_token_ids: tuple[int, ...],
+) -> SamplingParams:
+    """``params`` with what an answer must spell: the model's end then is the only thing left when it is spelt."""
+    stop_token_ids = params.stop_token_ids
+    if grammar is not None:
+        stop_token_ids = tuple(dict.fromkeys([*eos_token_ids, *stop_token_ids]))
+    return msgspec.structs.replace(params, grammar=grammar, thinking=thinking, stop_token_ids=stop_token_ids)
 
 
 def _check_token_ids(prompt: list[int], vocab_size: int, param: str) -> None:

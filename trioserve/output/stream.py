@@ -7,6 +7,7 @@ from trioserve._speedups.detokenizer import Detokenizer, Vocabulary, feed_batch
 from trioserve.core.delta import OutputDelta, TokenLogprob, TopToken, Usage
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.core.step import PromptLogprobs, SampledToken
+from trioserve.output.thinking import ThinkingCounter
 
 
 class OutputStream:
@@ -23,6 +24,7 @@ class OutputStream:
             skip_special_tokens=params.skip_special_tokens,
             min_tokens=params.min_tokens,
         )
+        self._thinking = None if params.thinking is None else ThinkingCounter(params.thinking)
         self._prompt_logprobs: list[TokenLogprob | None] = []
         """Of the first tokens of the prompt, until the first delta takes them all."""
 
@@ -30,7 +32,10 @@ class OutputStream:
     def usage(self) -> Usage:
         """Counts up to now."""
         seq = self.seq
-        return Usage(seq.num_prompt_tokens, seq.num_cached_tokens, seq.num_output_tokens)
+        num_reasoning_tokens = 0 if self._thinking is None else self._thinking.num_tokens
+        return Usage(
+            seq.num_prompt_tokens, seq.num_cached_tokens, seq.num_output_tokens, num_reasoning_tokens
+        )
 
     @property
     def hides_last_token(self) -> bool:
@@ -65,6 +70,8 @@ class OutputStream:
             reason, stop_reason = FinishReason.STOP, self.detokenizer.stop_reason
         elif reason is not None:
             text += self.detokenizer.flush()
+        if self._thinking is not None:
+            self._thinking.feed(self._vocabulary.piece(sampled.token_id))
         found = sampled.logprobs
         return OutputDelta(
             text=text,

@@ -196,5 +196,7 @@ def usage_body(usages: SequenceOf[Usage], *, n: int = 1) -> UsageBody:
         completion_tokens=num_output_tokens,
         total_tokens=num_prompt_tokens + num_output_tokens,
         prompt_tokens_details=PromptTokensDetails(sum(usage.num_cached_tokens for usage in first_choices)),
-        completion_tokens_details=CompletionTokensDetails(),
+        completion_tokens_details=CompletionTokensDetails(
+            sum(usage.num_reasoning_tokens for usage in usages)
+        ),
     )

@@ -1,10 +1,12 @@
 """Continuous batching: who computes how many tokens in the next step, and in which KV blocks."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from trioserve._speedups.blocks import BlockPool
+from trioserve.core.sampling import MAX_FORCED_TOKENS
 from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
 from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult
 from trioserve.errors import QueueFull
@@ -14,6 +16,9 @@ from trioserve.scheduler.waiting import WaitingLine
 _MAX_ADMITTED_IDS: Final = 4 << 20
 """Ids of tokens, biases and the like that one plan admits, so that its frame stays far from the limit; one sequence
 may always enter."""
+
+Booked = list[tuple[Sequence, SampledToken]]
+"""Tokens that have been added to their sequences, at most one to each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,9 @@ class Scheduler:
     Steps overlap: a sequence's counts speak of what is planned, and a token that comes back for a sequence that has
     ended meanwhile is dropped. Ranks carry out plans in order, so blocks and slots may be handed on in the next plan
     while an earlier one still runs.
+
+    A step may force tokens behind the one that it samples. The next step of the sequence computes them all: if it was
+    planned before they were known, its blocks have room for as many as there can be.
     """
 
     def __init__(self, limits: SchedulerLimits, *, num_blocks: int, block_size: int) -> None:
@@ -91,8 +99,12 @@ class Scheduler:
             )
 
     def add(self, seq: Sequence) -> None:
-        """Let a new sequence wait for its turn."""
+        """Let a new sequence, or one that was held, wait for its turn."""
         self._waiting.push(seq)
+
+    def hold(self, seq: Sequence) -> None:
+        """Let a new sequence wait for something else before its turn can come: until it is added."""
+        self._waiting.hold(seq)
 
     def finish(self, seq: Sequence, reason: FinishReason) -> None:
         """End a sequence wherever it stands; no effect once it has finished."""
@@ -110,8 +122,8 @@ class Scheduler:
         """The next step, or None where there is nothing to compute: decodes first, then prompts up to the budget."""
         num_preemptions = self._num_preemptions
         work: dict[int, SlotWork] = {}  # by seq_id
-        self._plan_decodes(work)
-        budget = self._plan_prefills(work, self._limits.max_num_batched_tokens - len(work))
+        num_tokens = self._plan_decodes(work)
+        budget = self._plan_prefills(work, self._limits.max_num_batched_tokens - num_tokens)
         admitted: list[Admission] = []
         if num_preemptions == self._num_preemptions:
             self._plan_admissions(work, admitted, budget)
@@ -122,16 +134,26 @@ class Scheduler:
         self._released = []
         return plan
 
-    def commit(self, result: StepResult) -> list[tuple[Sequence, SampledToken]]:
-        """Book a step's tokens; returns those that count. A sequence that they end has its ``finish_reason``."""
-        counted = []
+    def commit(self, result: StepResult) -> Iterator[Booked]:
+        """Book a step's tokens, in rounds: those that were sampled, then the first that was forced behind each, and so
+        on. What is returned counts; a sequence that a token ends has its ``finish_reason``.
+
+        Take all rounds before the next plan. A sequence that is finished between two of them gets no more tokens.
+        """
+        booked: Booked = []
+        forcing: Booked = []
         for sampled in result.sampled:
             seq = self._running.get(sampled.seq_id) or self._preempted_pending.get(sampled.seq_id)
             if seq is None:
                 continue  # it ended while the step ran
+            seq.num_pending_tokens -= 1
             self._append(seq, sampled)
-            counted.append((seq, sampled))
-        return counted
+            booked.append((seq, sampled))
+            if sampled.forced:
+                forcing.append((seq, sampled))
+        yield booked
+        if forcing:
+            yield from self._commit_forced(forcing)
 
     def statistics(self) -> SchedulerStatistics:
         """The counts of this moment."""
@@ -161,33 +183,60 @@ class Scheduler:
         assert sorted([*slots, *self._free_slots]) == list(range(self._limits.max_num_seqs)), "a slot is lost"
         held = {block_id for seq in self._running.values() for block_id in seq.block_table}
         assert len(held) + self._pool.num_free == self._pool.num_blocks, "a block is lost"
+        for seq in self._running.values():
+            assert seq.num_computed_tokens <= len(seq.block_table) * self._pool.block_size, (
+                f"{seq!r} computes beyond its blocks"
+            )
+            assert seq.num_computed_tokens <= seq.num_tokens, f"{seq!r} computes tokens that are not there"
+        for seq in self._preempted_pending.values():
+            assert seq.num_pending_tokens and not seq.num_computed_tokens, f"{seq!r} waits for nothing"
 
     # --- planning ---
 
-    def _plan_decodes(self, work: dict[int, SlotWork]) -> None:
-        """One token for every sequence whose prompt is computed.
+    def _plan_decodes(self, work: dict[int, SlotWork]) -> int:
+        """One token for every sequence whose prompt is computed, and those forced since; returns how many in all.
 
         This loop runs for every token that is generated, so it reads counts and not the properties made of them. Full
-        blocks are registered when the tokens in them come back: a sequence planned here may yet be preempted by a later
-        one, and its blocks would never be computed.
+        blocks are registered when the tokens in them come back, or with the next plan: a sequence planned here may yet
+        be preempted by a later one, and its blocks would never be computed.
         """
         block_size, max_model_len = self._pool.block_size, self._limits.max_model_len
+        num_forced = 0
         for seq in list(self._running.values()):
             num_tokens = len(seq.token_ids) + seq.num_pending_tokens
-            num_computed = seq.num_computed_tokens
-            if num_tokens - num_computed != 1 or seq.slot is None:
-                continue  # a prompt, all on its way, or preempted a moment ago
+            num_missing = num_tokens - seq.num_computed_tokens
+            if seq.slot is None or (num_missing != 1 and seq.num_computed_tokens < seq.num_admitted_tokens):
+                continue  # preempted a moment ago, or a prompt
             if num_tokens - seq.num_prompt_tokens >= seq.params.max_tokens or num_tokens >= max_model_len:
                 continue  # the tokens on their way are its last
             new_block_ids: list[int] = []
-            if num_computed == len(seq.block_table) * block_size:
-                if not self._make_room_for(seq, work):
+            num_known = self._most_tokens(seq) if seq.forces_tokens else num_tokens
+            if num_known > len(seq.block_table) * block_size:
+                num_blocks = -(-num_known // block_size) - len(seq.block_table)
+                if num_known > num_tokens and num_blocks > self._pool.num_free:
+                    continue  # nobody is preempted for tokens that may not come: it waits for those on their way
+                if not self._make_room_for(seq, num_blocks, work):
                     continue
-                new_block_ids = self._pool.take(1)
+                new_block_ids = self._pool.take(num_blocks)
                 seq.block_table += new_block_ids
-            work[seq.seq_id] = SlotWork(seq.slot, 1, new_block_ids)
-            seq.num_computed_tokens = num_computed + 1
+            work[seq.seq_id] = SlotWork(seq.slot, num_missing, new_block_ids)
+            seq.num_computed_tokens = num_tokens
             seq.num_pending_tokens += 1
+            num_forced += num_missing - 1
+        return len(work) + num_forced
+
+    def _most_tokens(self, seq: Sequence) -> int:
+        """The most tokens that the rank may know of a sequence when it comes to its next step.
+
+        Its blocks that are full of known tokens are registered on the way. Not when those tokens came, as others' are:
+        they may have been its last, all of them at once, and its next step, planned already, computes nothing then.
+        """
+        self._register(seq)
+        return min(
+            len(seq.token_ids) + seq.num_pending_tokens * (1 + MAX_FORCED_TOKENS),
+            seq.num_prompt_tokens + seq.params.max_tokens,
+            self._limits.max_model_len,
+        )
 
     def _plan_prefills(self, work: dict[int, SlotWork], budget: int) -> int:
         """The next chunks of prompts that are partly computed; their blocks were taken when they were admitted."""
@@ -276,9 +325,12 @@ class Scheduler:
         if seq.num_computed_tokens == seq.num_tokens:
             seq.num_pending_tokens += 1
 
-    def _make_room_for(self, seq: Sequence, work: dict[int, SlotWork]) -> bool:
-        """Free a block, if need be by preempting whoever has the least right to one; False: that is ``seq`` itself."""
-        while self._pool.num_free == 0:
+    def _make_room_for(self, seq: Sequence, num_blocks: int, work: dict[int, SlotWork]) -> bool:
+        """Free blocks, if need be by preempting whoever has the least right to them; False: that is ``seq`` itself.
+
+        The sequence that has the most right to blocks always gets them: all there are hold a whole context.
+        """
+        while self._pool.num_free < num_blocks:
             victim = max(self._running.values(), key=lambda other: (other.priority, other.seq_id))
             if work.pop(victim.seq_id, None) is not None:
                 victim.num_pending_tokens -= 1  # a decode that is planned no more
@@ -304,18 +356,33 @@ class Scheduler:
 
     # --- booking ---
 
+    def _commit_forced(self, forcing: Booked) -> Iterator[Booked]:
+        """What was forced behind sampled tokens, a round for each place."""
+        for place in range(max(len(sampled.forced) for _, sampled in forcing)):
+            booked = []
+            for seq, sampled in forcing:
+                if place >= len(sampled.forced) or seq.status is SequenceStatus.FINISHED:
+                    continue
+                if seq.status is SequenceStatus.RUNNING and seq.num_pending_tokens:
+                    seq.num_computed_tokens += 1  # by the step that is planned already
+                forced = SampledToken(sampled.slot, sampled.seq_id, sampled.forced[place])
+                self._append(seq, forced)
+                booked.append((seq, forced))
+            yield booked
+
     def _append(self, seq: Sequence, sampled: SampledToken) -> None:
         token_id, token_ids, params = sampled.token_id, seq.token_ids, seq.params
         token_ids.append(token_id)
-        seq.num_pending_tokens -= 1
         if seq.status is SequenceStatus.WAITING:
             self._waiting.num_tokens += 1
             if not seq.num_pending_tokens:
-                del self._preempted_pending[seq.seq_id]
-        elif len(token_ids) // self._pool.block_size > seq.num_registered_blocks:
+                self._preempted_pending.pop(seq.seq_id, None)
+        elif len(token_ids) // self._pool.block_size > seq.num_registered_blocks and not seq.forces_tokens:
             self._register(seq)
         num_output = len(token_ids) - seq.num_prompt_tokens
-        if token_id in params.stop_token_ids and num_output > params.min_tokens:
+        if token_id in params.stop_token_ids and (
+            num_output > params.min_tokens or params.grammar is not None  # which had nothing else left
+        ):
             seq.stop_reason = token_id
             self.finish(seq, FinishReason.STOP)
         elif num_output >= params.max_tokens or len(token_ids) >= self._limits.max_model_len:

@@ -21,11 +21,16 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def hold(self, seq: Sequence) -> None:
+        """Let a waiting sequence count, though its turn cannot come before it is pushed."""
+        self._waiting.add(seq.seq_id)
+        self.num_tokens += len(seq.token_ids)
+
     def push(self, seq: Sequence) -> None:
         """Let a waiting sequence queue up by its priority and age."""
         heapq.heappush(self._heap, (seq.priority, seq.seq_id, seq))
-        self._waiting.add(seq.seq_id)
-        self.num_tokens += len(seq.token_ids)
+        if seq.seq_id not in self._waiting:
+            self.hold(seq)
 
     def peek(self) -> Sequence | None:
         """The one whose turn it is, if any."""
@@ -49,12 +54,6 @@ class WaitingLine:
         if len(self._heap) > 2 * len(self._waiting) + 16:
             self._heap = [entry for entry in self._heap if entry[1] in self._waiting]
             heapq.heapify(self._heap)
-
-    def clear(self) -> list[Sequence]:
-        """Empty the line; returns who stood in it, in order."""
-        waiting = [entry[2] for entry in sorted(self._heap) if entry[1] in self._waiting]
-        self._heap, self._waiting, self.num_tokens = [], set(), 0
-        return waiting
 
     def _forget(self, seq: Sequence) -> None:
         assert seq.status is not SequenceStatus.RUNNING, f"{seq!r} stands in the waiting line"
