@@ -6,7 +6,7 @@ group of processes (``workers``) each has an application of its own: the first o
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -27,6 +27,8 @@ from trioserve.http.app import METRICS_ROUTES, HttpApp, create_app
 from trioserve.http.services import Services
 from trioserve.logs import set_up_logs
 from trioserve.output.vocabulary import load_vocabulary
+from trioserve.parsers.dialects import Dialects
+from trioserve.parsers.registry import Registry
 from trioserve.prompt.renderer import Renderer
 from trioserve.server.group import run_group
 from trioserve.server.hypercorn_hook import install_hypercorn_hook
@@ -136,13 +138,16 @@ class Application:
         async def load(model: ModelFolder) -> None:
             examiner = Examiner(self.settings, model)
             try:
-                renderer, vocabulary = await trio.to_thread.run_sync(
-                    self._load_text, model, abandon_on_cancel=True
-                )
+                text = await trio.to_thread.run_sync(self._load_text, model, abandon_on_cancel=True)
             except SettingsError as exc:
                 give_up(None, self.lifecycle, str(exc), EXIT_SETTINGS)
             else:
-                self._services.serve(RemoteEngine(attachment, vocabulary), renderer, grammars=examiner)
+                self._services.serve(
+                    RemoteEngine(attachment, text.vocabulary),
+                    text.renderer,
+                    grammars=examiner,
+                    dialects=text.dialects,
+                )
                 nursery.start_soon(self._run_examiner, examiner)
 
         async with trio.open_nursery() as nursery:
@@ -151,16 +156,49 @@ class Application:
     def _load(self) -> tuple[Engine, Examiner]:
         """Everything of the model that the front holds. Blocks."""
         model = open_model(self.settings)
-        renderer, vocabulary = self._load_text(model)
-        engine = Engine(self.settings, model, vocabulary, self.lifecycle)
+        text = self._load_text(model)
+        engine = Engine(self.settings, model, text.vocabulary, self.lifecycle)
         examiner = Examiner(self.settings, model)
-        self._services.serve(engine, renderer, grammars=examiner)
+        self._services.serve(engine, text.renderer, grammars=examiner, dialects=text.dialects)
         return engine, examiner
 
-    def _load_text(self, model: ModelFolder) -> tuple[Renderer, Vocabulary]:
-        """What text becomes tokens with, and tokens text. Blocks."""
+    def _load_text(self, model: ModelFolder) -> "_Text":
+        """What text becomes tokens with, and tokens text, and text calls and thinking. Blocks."""
         renderer = Renderer.load(model.tokenizer_path, chat_template=self.settings.chat_template)
-        return renderer, load_vocabulary(renderer.tokenizer.backend)
+        return _Text(
+            renderer, load_vocabulary(renderer.tokenizer.backend), _dialects(self.settings, model, renderer)
+        )
+
+
+class _Text(NamedTuple):
+    """The text side of a model."""
+
+    renderer: Renderer
+    vocabulary: Vocabulary
+    dialects: Dialects
+
+
+def _dialects(settings: Settings, model: ModelFolder, renderer: Renderer) -> Dialects:
+    """The parsers of the model's answers, as the settings choose them.
+
+    Raises:
+        SettingsError: A name is not known, or an installed package's parser cannot be loaded.
+    """
+    dialects = Registry.load().dialects(
+        settings.tool_call_parser,
+        settings.reasoning_parser,
+        tools_template=renderer.template_source(has_tools=True),
+        template=renderer.template_source(has_tools=False),
+        model_type=model.model_type,
+    )
+    logger.info(
+        "parser of tool calls: %s (tool_call_parser = %s); of thinking: %s (reasoning_parser = %s)",
+        "none" if dialects.tools is None else dialects.tools.name,
+        settings.tool_call_parser,
+        "none" if dialects.reasoning is None else dialects.reasoning.name,
+        settings.reasoning_parser,
+    )
+    return dialects
 
 
 class _Desk:

@@ -222,8 +222,17 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
         "code_revision logits_processors logits_processor_pattern io_processor_plugin", _NO_FOREIGN_CODE
     ),
     **_flags(
-        "worker_extension_cls scheduler_cls tool_parser_plugin reasoning_parser_plugin middleware",
+        "worker_extension_cls scheduler_cls middleware",
         _NO_FOREIGN_CODE,
+    ),
+    **_flags(
+        "tool_parser_plugin",
+        "no code file is loaded: install a package with an entry point trioserve.tool_parsers (docs/tools.md)",
+    ),
+    **_flags(
+        "reasoning_parser_plugin",
+        "no code file is loaded: install a package with an entry point trioserve.reasoning_parsers "
+        "(docs/reasoning.md)",
     ),
     **_flags("worker_cls", _NO_FOREIGN_CODE, "auto"),
     **_flags("model_impl", _NO_FOREIGN_CODE, "auto"),

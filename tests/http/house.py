@@ -13,7 +13,7 @@ import trio
 from quart_trio import QuartTrio
 from tokenizers import decoders, models, pre_tokenizers
 
-from tests.fakes import FakeExecutor, FakeRank, works_of
+from tests.fakes import FakeExecutor, FakeRank, NextToken, works_of
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle, ServerState
@@ -22,6 +22,7 @@ from trioserve.examiner.client import Examiner
 from trioserve.http.app import create_app
 from trioserve.http.services import Services
 from trioserve.output.vocabulary import load_vocabulary
+from trioserve.parsers.dialects import Dialects
 from trioserve.prompt.renderer import Renderer
 from trioserve.prompt.template import ChatTemplates
 from trioserve.prompt.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|im_start|>", "<|im_end|>")
+_START_ID = 256
 EOS_ID = 257
 VOCAB_SIZE = 258
 RECITED = "Grüße, 世界! One, two, three. "
@@ -55,6 +57,22 @@ _RECITED_IDS = _TOKENIZER.encode(RECITED, add_special_tokens=False)
 
 def reciting(token_ids: list[int]) -> int:
     return _RECITED_IDS[len(token_ids) % len(_RECITED_IDS)]
+
+
+def saying(text: str, *, opening: str = "assistant\n", eos_id: int | None = None) -> NextToken:
+    """A rank that answers every prompt with ``text`` and the end.
+
+    Args:
+        opening: How prompts end, from their last ``<|im_start|>`` on.
+    """
+    said = [*_TOKENIZER.encode(text, add_special_tokens=False), EOS_ID if eos_id is None else eos_id]
+    num_opening = len(_TOKENIZER.encode(opening, add_special_tokens=False))
+
+    def next_token(token_ids: list[int]) -> int:
+        num_behind = token_ids[::-1].index(_START_ID)
+        return said[min(num_behind - num_opening, len(said) - 1)]
+
+    return next_token
 
 
 def recited(num_prompt_tokens: int, num_tokens: int) -> str:
@@ -198,6 +216,9 @@ async def open_house(
     step_s: float = 0.01,
     eos_token_ids: tuple[int, ...] = (EOS_ID,),
     tokenizer_path: Path = Path("reciter"),
+    max_model_len: int = 256,
+    next_token: NextToken = reciting,
+    dialects: Dialects = Dialects(),  # noqa: B008  # it is frozen
     **settings: Any,
 ) -> AsyncIterator[House]:
     """A house whose requests may ask for no form, unless ``guided_decoding_backend`` says otherwise.
@@ -211,7 +232,7 @@ async def open_house(
         names=names,
         path=Path("reciter"),
         tokenizer_path=tokenizer_path,
-        max_model_len=256,
+        max_model_len=max_model_len,
         vocab_size=258,
         eos_token_ids=eos_token_ids,
         generation_config={},
@@ -220,7 +241,7 @@ async def open_house(
     lifecycle = Lifecycle()
     services = Services(Settings(**settings), lifecycle)
     engine = Engine(services.settings, model, load_vocabulary(_TOKENIZER.backend), lifecycle)
-    executor = FakeExecutor(FakeRank(16, reciting), num_blocks=64, step_s=step_s)
+    executor = FakeExecutor(FakeRank(16, next_token), num_blocks=64, step_s=step_s)
     templates = ChatTemplates({} if template is None else {"default": template})
     app = create_app(services)
     async with trio.open_nursery() as nursery:
@@ -231,6 +252,6 @@ async def open_house(
         nursery.start_soon(services.completions.run)
         examiner = Examiner(services.settings, model)
         nursery.start_soon(examiner.run)
-        services.serve(engine, Renderer(_TOKENIZER, templates), grammars=examiner)
+        services.serve(engine, Renderer(_TOKENIZER, templates), grammars=examiner, dialects=dialects)
         yield House(app, engine, executor, services)
         nursery.cancel_scope.cancel()

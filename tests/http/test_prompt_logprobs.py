@@ -14,6 +14,7 @@ from trioserve.http.chat import ChatWriter
 from trioserve.http.completions import CompletionWriter, _Prompt
 from trioserve.http.exchange import Exchange
 from trioserve.http.generation import PromptPart
+from trioserve.http.reading import reading_of
 from trioserve.protocol.chat import ChatCompletionRequest
 from trioserve.protocol.completion import CompletionRequest
 
@@ -97,7 +98,7 @@ def writer_of(house: House, path: str) -> ChatWriter | CompletionWriter:
         chat = Exchange(
             ChatCompletionRequest(messages=ids, prompt_logprobs=TOP), served, settings, started_at=0.0
         )
-        return ChatWriter(chat, chat.heading("x"), [ids])
+        return ChatWriter(chat, chat.heading("x"), [ids], reading_of(chat.asked, None, chat.served, ids))
     text = Exchange(CompletionRequest(prompt=ids, echo=True, logprobs=TOP), served, settings, started_at=0.0)
     return CompletionWriter(text, [_Prompt(ids, "y" * LONG)])
 

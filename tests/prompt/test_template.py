@@ -148,3 +148,16 @@ def test_documents_and_variables_reach_the_template() -> None:
     template = ChatTemplate("{{ documents[0].text }}{{ style }}{{ messages | length }}")
     text = template.render(HI, documents=[{"text": "d"}], variables={"style": "s", "messages": [1, 2, 3]})
     assert text == "ds1"
+
+
+@pytest.mark.parametrize("sent", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("read", ["m.reasoning_content", "m.reasoning", "m['thinking']"])
+def test_what_was_thought_goes_by_the_name_that_the_template_reads(sent: str, read: str) -> None:
+    template = ChatTemplate("{% for m in messages %}" + "{{ " + read + " }}{% endfor %}")
+    assert template.render([{"role": "assistant", "content": "x", sent: "hm"}]) == "hm"
+
+
+def test_a_thought_has_no_name_that_the_template_does_not_read() -> None:
+    template = ChatTemplate("{{ messages[0] | tojson }}{{ messages[0].reasoning }}")
+    shown = template.render([{"role": "assistant", "content": "x", "reasoning_content": "hm"}])
+    assert "thinking" not in shown and shown.endswith("hm")

@@ -32,6 +32,8 @@ class ModelFolder:
     """Sampling defaults, in the names of generation_config.json."""
     created: int
     """Unix time, in seconds, at which this server took it up."""
+    model_type: str = ""
+    """As config.json says it."""
 
     def room_for(self, num_prompt_tokens: int) -> int:
         """Tokens that an answer to such a prompt may have, at least 1.
@@ -69,6 +71,7 @@ def open_model(settings: Settings) -> ModelFolder:
         eos_token_ids=_eos_token_ids(models_own, config),
         generation_config=_generation_config(settings.generation_config, models_own),
         created=int(time.time()),
+        model_type=str(config.get("model_type") or ""),
     )
 
 

@@ -1,18 +1,24 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 from msgspec import UNSET, UnsetType
 from quart import Response
 
 from trioserve.core.delta import OutputDelta, TokenLogprob
+from trioserve.core.sampling import Grammar
 from trioserve.errors import UnsupportedParameter
 from trioserve.http import sse
+from trioserve.http.answer_form import answer_form
 from trioserve.http.exchange import Exchange, open_exchange
-from trioserve.http.generation import finish_reason_of
+from trioserve.http.generation import Heading, finish_reason_of
+from trioserve.http.reading import Reading, check_offer, reading_of
 from trioserve.http.services import Services
 from trioserve.http.stored import Keeper
+from trioserve.http.telling import CallIds, Piece, Teller, Told, gather
 from trioserve.http.writer import CompletionsWriter
 from trioserve.prompt.foreign import RequestTemplate
 from trioserve.protocol.answer import PromptLogprobs
@@ -28,6 +34,7 @@ from trioserve.protocol.chat import (
     chat_logprobs,
 )
 from trioserve.protocol.common import UsageBody, usage_body
+from trioserve.protocol.tools import ToolOffer
 
 ChatExchange = Exchange[ChatCompletionRequest]
 
@@ -35,34 +42,55 @@ ChatExchange = Exchange[ChatCompletionRequest]
 async def chat_completions(services: Services) -> Response:
     """Answer a conversation, as one JSON object or as a stream of chunks."""
     exchange = await open_exchange(services, ChatCompletionRequest)
-    keeper = Keeper(services, exchange.asked)
-    grammar = await exchange.asked_grammar()
-    prompt = exchange.truncated(await _prompt(exchange))
-    generation = exchange.prepare([prompt], param=_param_of_prompt(exchange.asked), grammar=grammar)
-    writer = ChatWriter(exchange, exchange.heading("chatcmpl-"), [prompt])
+    asked, served = exchange.asked, exchange.served
+    keeper = Keeper(services, asked)
+    asked.check_parser(has_parser=served.dialects.reasoning is not None)
+    offer = check_offer(served, asked, has_own_template=bool(asked.chat_template))
+    prompt = exchange.truncated(await _prompt(exchange, offer))
+    reading = reading_of(asked, offer, served, prompt)
+    if reading.needs_special_tokens:
+        exchange = replace(exchange, asked=asked.model_copy(update={"skip_special_tokens": False}))
+    generation = exchange.prepare(
+        [prompt],
+        param=_param_of_prompt(asked),
+        grammar=await _grammar(exchange, reading),
+        thinking=reading.budget,
+    )
+    writer = ChatWriter(exchange, exchange.heading("chatcmpl-"), [prompt], reading)
     return await exchange.answer(generation, keeper.beside(writer), before_end=keeper.keep)
 
 
-async def _prompt(exchange: ChatExchange) -> list[int]:
+async def _prompt(exchange: ChatExchange, offer: ToolOffer | None) -> list[int]:
     asked, renderer, limit = exchange.asked, exchange.served.renderer, exchange.max_prompt_tokens
+    template = _request_template(exchange)
+    variables = asked.template_variables
+    if template is None:
+        variables = _checked_variables(exchange, has_tools=offer is not None)
     if asked.prompt_ids is not None:
         return asked.prompt_ids
     if asked.disable_chat_template:
         adds = asked.add_special_tokens is not False
         return await renderer.text(asked.plain_text(), add_special_tokens=adds, max_tokens=limit)
-    template = _request_template(exchange)
-    if template is None:
-        _check_variables(exchange)
     return await renderer.chat(
         asked.template_messages(),
+        tools=None if offer is None else [tool.for_template for tool in offer.tools],
         documents=asked.documents,
         add_generation_prompt=asked.opens_answer,
         continue_final_message=bool(asked.continue_final_message),
-        template_variables=asked.template_variables,
+        template_variables=variables,
         template=template,
         add_special_tokens=bool(asked.add_special_tokens),
         max_tokens=limit,
     )
+
+
+async def _grammar(exchange: ChatExchange, reading: Reading) -> Grammar | None:
+    wanted = answer_form(exchange.asked.asked_form(), reading.offer, reading.tools, reading.thinking)
+    if wanted is None:
+        exchange.asked.check_backend(exchange.served.grammars.backend)
+        return None
+    form, param = wanted
+    return await exchange.grammar_of(form, param=param)
 
 
 def _param_of_prompt(asked: ChatCompletionRequest) -> str:
@@ -82,21 +110,39 @@ def _request_template(exchange: ChatExchange) -> RequestTemplate | None:
     )
 
 
-def _check_variables(exchange: ChatExchange) -> None:
-    """What the model would never see is refused, rather than left out in silence."""
+def _checked_variables(exchange: ChatExchange, *, has_tools: bool) -> dict[str, Any]:
+    """The variables for the model's template; what it would never see is refused, rather than left out in silence."""
     asked = exchange.asked
+
+    def reads(name: str) -> bool:
+        return asked.uses_template and exchange.served.renderer.reads(name, has_tools=has_tools)
+
     asks = {"documents": bool(asked.documents), "verbosity": asked.verbosity in ("low", "high")}
     for name, is_asked in asks.items():
-        if is_asked and not exchange.served.renderer.reads(name):
+        if is_asked and asked.uses_template and not reads(name):
             raise UnsupportedParameter(f"{name}: the model's chat template does not read it", param=name)
+    return asked.thinking_variables(asked.template_variables, reads=reads)
 
 
 class ChatWriter(CompletionsWriter[ChatCompletionRequest]):
-    """Streams the role once, text, and a finish chunk for each choice."""
+    """Streams the role once, then thinking, text and calls as they come, and a finish chunk for each choice."""
+
+    def __init__(
+        self,
+        exchange: ChatExchange,
+        heading: Heading,
+        prompts: SequenceOf[list[int]],
+        reading: Reading,
+    ) -> None:
+        super().__init__(exchange, heading, prompts)
+        self._reading = reading
+        self._call_ids = [CallIds() for _ in self.prompts]
+        self._tellers = [Teller(reading, ids) for ids in self._call_ids]
 
     def begin(self, index: int) -> bytes:
         prompt_ids = self.shown_ids(self.prompts[index])
-        role = ChatDelta(role="assistant", content="", prompt_token_ids=prompt_ids)
+        content = "" if self._reading.offer is None else None
+        role = ChatDelta(role="assistant", content=content, prompt_token_ids=prompt_ids)
         events = self._event(
             ChatChunkChoice(index, role, arrival_time=self.arrival_time()),
             prompt_token_ids=prompt_ids,
@@ -109,21 +155,26 @@ class ChatWriter(CompletionsWriter[ChatCompletionRequest]):
         return events
 
     def tell(self, index: int, delta: OutputDelta) -> bytes:
-        events = b""
-        if self.says(delta):
+        teller, events = self._tellers[index], b""
+        pieces = teller.tell(delta.text, delta.finish_reason)
+        if not pieces and self.says(replace(delta, text="")):
+            pieces = [Piece("content", "")]
+        for number, piece in enumerate(pieces):
+            # What is known of the tokens goes out once, with the first thing that they say.
+            ids = UNSET if number else self.shown_ids(delta.token_ids)
             choice = ChatChunkChoice(
                 index,
-                ChatDelta(content=delta.text, completion_token_ids=self.shown_ids(delta.token_ids)),
-                self._logprobs(delta.logprobs) if delta.logprobs else None,
-                token_ids=self.shown_ids(delta.token_ids),
+                msgspec.structs.replace(piece.delta, completion_token_ids=ids),
+                self._logprobs(delta.logprobs) if delta.logprobs and not number else None,
+                token_ids=ids,
                 arrival_time=self.arrival_time(),
             )
-            events = self._event(choice, delta.text)
+            events += self._event(choice, piece.text)
         if delta.finish_reason is not None:
             choice = ChatChunkChoice(
                 index,
                 ChatDelta(),
-                finish_reason=finish_reason_of(delta),
+                finish_reason=teller.finish_reason(finish_reason_of(delta)),
                 stop_reason=delta.stop_reason,
                 arrival_time=self.arrival_time(),
             )
@@ -148,17 +199,29 @@ class ChatWriter(CompletionsWriter[ChatCompletionRequest]):
         )
 
     def _choice(self, index: int, result: OutputDelta) -> ChatChoice:
+        teller = Teller(self._reading, self._call_ids[index])
+        told = gather(teller.tell(result.text, result.finish_reason))
         return ChatChoice(
             index=index,
-            message=AssistantMessage(
-                content=self.asked.echoed + result.text,
-                prompt_token_ids=self.shown_ids(self.prompts[index]),
-                completion_token_ids=self.shown_ids(result.token_ids),
-            ),
-            finish_reason=finish_reason_of(result) or "stop",
+            message=self._message(index, told, result),
+            finish_reason=teller.finish_reason(finish_reason_of(result)) or "stop",
             logprobs=None if self.asked.num_logprobs is None else self._logprobs(result.logprobs),
             stop_reason=result.stop_reason,
             token_ids=self.shown_ids(result.token_ids),
+        )
+
+    def _message(self, index: int, told: Told, result: OutputDelta) -> AssistantMessage:
+        content = self.asked.echoed + told.content
+        reading = self._reading
+        is_told = reading.reasoning is not None and reading.tells_reasoning
+        reasoning = (told.reasoning or None) if is_told else UNSET
+        return AssistantMessage(
+            content=content if content or reading.offer is None else None,
+            reasoning_content=reasoning,
+            reasoning=reasoning,
+            tool_calls=told.calls or UNSET,
+            prompt_token_ids=self.shown_ids(self.prompts[index]),
+            completion_token_ids=self.shown_ids(result.token_ids),
         )
 
     def _logprobs(self, logprobs: SequenceOf[TokenLogprob]) -> ChatLogprobs:

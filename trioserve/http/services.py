@@ -5,6 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -20,12 +21,15 @@ from trioserve.examiner.client import Examiner
 from trioserve.http.metrics import Metrics
 from trioserve.http.pages import Pages
 from trioserve.http.traffic import Traffic
+from trioserve.parsers.dialects import Dialects
 from trioserve.prompt.renderer import Renderer
 from trioserve.protocol.sampling import SamplingDefaults
 from trioserve.settings import Settings
 from trioserve.store.completions import CompletionStore
 from trioserve.store.database import StoredCompletion
 from trioserve.store.sessions import SessionTable
+
+_NO_DIALECTS: Final = Dialects()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,8 @@ class ServedModel:
     defaults: SamplingDefaults
     fingerprint: str
     """``system_fingerprint`` of answers: changes with the model and with the server's version."""
+    dialects: Dialects = _NO_DIALECTS
+    """How it calls tools and thinks."""
     strict_names: bool = False
     """Whether requests must name the model as it is served."""
 
@@ -107,7 +113,14 @@ class Services:
             clock=trio.current_time,
         )
 
-    def serve(self, engine: EngineFace, renderer: Renderer, *, grammars: Examiner) -> None:
+    def serve(
+        self,
+        engine: EngineFace,
+        renderer: Renderer,
+        *,
+        grammars: Examiner,
+        dialects: Dialects = _NO_DIALECTS,
+    ) -> None:
         """Answer requests with ``engine`` from now on."""
         self.own_engine = engine if isinstance(engine, Engine) else None
         model = engine.model
@@ -125,6 +138,7 @@ class Services:
             grammars=grammars,
             defaults=defaults.overridden(self.settings.override_generation_config, self.settings.early_stop),
             fingerprint="fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12],
+            dialects=dialects,
             strict_names=self.settings.strict_model or len(model.names) > 1,
         )
 

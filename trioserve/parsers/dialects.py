@@ -43,6 +43,14 @@ class ReasoningDialect:
     """Whether the same text tells calls, too."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dialects:
+    """How the model that is served calls tools and thinks; None: it does not, or nobody knows how."""
+
+    tools: ToolDialect | None = None
+    reasoning: ReasoningDialect | None = None
+
+
 def open_parser(
     reasoning: ReasoningDialect | None,
     tools: ToolDialect | None,

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Final, TypeVar, final
 
 from trioserve.errors import SettingsError
-from trioserve.parsers.dialects import ReasoningDialect, ToolDialect
+from trioserve.parsers.dialects import Dialects, ReasoningDialect, ToolDialect
 from trioserve.parsers.reasoning_dialects import REASONING_ALIASES, REASONING_DIALECTS
 from trioserve.parsers.tool_dialects import TOOL_ALIASES, TOOL_DIALECTS
 
@@ -96,6 +96,30 @@ class Registry:
                 **REASONING_DIALECTS,
                 **_plugins(REASONING_PLUGINS, ReasoningDialect, REASONING_DIALECTS, REASONING_ALIASES),
             },
+        )
+
+    def dialects(
+        self,
+        tool_call_parser: str,
+        reasoning_parser: str,
+        *,
+        tools_template: str,
+        template: str,
+        model_type: str,
+    ) -> Dialects:
+        """What two settings choose for a model.
+
+        Args:
+            tools_template: Source of the model's chat template for conversations with tools.
+            template: Of the one for all others; often the same.
+            model_type: As the model's configuration says it.
+
+        Raises:
+            SettingsError: A name is not known.
+        """
+        return Dialects(
+            self.tool_dialect(tool_call_parser, template=tools_template, model_type=model_type),
+            self.reasoning_dialect(reasoning_parser, template=template),
         )
 
     def tool_dialect(self, name: str, *, template: str = "", model_type: str = "") -> ToolDialect | None:

@@ -47,13 +47,21 @@ class Renderer:
         """Every id that the tokenizer makes is below it."""
         return self.tokenizer.vocab_size
 
-    def reads(self, variable: str) -> bool:
+    def reads(self, variable: str, *, has_tools: bool = False) -> bool:
         """Whether the model's template for conversations names ``variable``.
 
         Raises:
             NoChatTemplate: The model has none.
         """
-        return self._templates.choose(has_tools=False).reads(variable)
+        return self._templates.choose(has_tools=has_tools).reads(variable)
+
+    def template_source(self, *, has_tools: bool) -> str:
+        """The model's template for conversations, with tools or without; empty where it has none."""
+        return self._templates.source(has_tools=has_tools)
+
+    def ends_with(self, token_ids: SequenceOf[int], *, num_tokens: int) -> str:
+        """The text of the last tokens of a prompt, special ones included."""
+        return self.tokenizer.decode(list(token_ids[-num_tokens:]), skip_special_tokens=False)
 
     async def chat(
         self,

@@ -1,6 +1,7 @@
 """Chat templates: Jinja in a sandbox, rendered as transformers' ``apply_chat_template`` renders them."""
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
@@ -22,6 +23,8 @@ _MAX_REASON_CHARS: Final = 300
 _NO_VARIABLES: Final[Mapping[str, Any]] = {}
 _MARKER: Final = "3f9c1d"
 _PROBED: Final[Mapping[str, Any]] = {"tools": None, "documents": None, "add_generation_prompt": False}
+_THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking")
+"""Names that templates have for what the assistant thought in an earlier turn."""
 TEMPLATE_FAULTS: Final = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -46,7 +49,9 @@ class ChatTemplate:
             self._variables = meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as exc:
             raise ModelError(f"{name} does not compile: {exc}") from exc
+        self.source = source
         self._name = name
+        self._thoughts = tuple(name for name in _THOUGHTS if _mentions(source, name))
         self._roles = _replacements(source)
         self._reads_parts = self._shows([{"type": "text", "text": _MARKER}])
         self._reads_text = self._shows(_MARKER)
@@ -119,10 +124,13 @@ class ChatTemplate:
         return self._template.render({**variables, "messages": messages})
 
     def _prepare(self, message: Message) -> Message:
-        """Roles under the names that the template knows, content in the form that it reads."""
+        """Roles and thoughts under the names that the template knows, content in the form that it reads."""
         prepared = {name: value for name, value in message.items() if value is not None}
         role, content = prepared["role"], prepared.get("content")
         prepared["role"] = self._roles.get(role, role)
+        thought = next((prepared[name] for name in _THOUGHTS if name in prepared), None)
+        if isinstance(thought, str):
+            prepared |= {name: thought for name in self._thoughts if name not in prepared}
         if isinstance(content, str) and self._reads_parts and not self._reads_text:
             prepared["content"] = [{"type": "text", "text": content}]
         elif isinstance(content, list) and not self._reads_parts:
@@ -166,6 +174,13 @@ class ChatTemplates:
 
     def __init__(self, sources: Mapping[str, str]) -> None:
         self._templates = {name: ChatTemplate(source) for name, source in sources.items()}
+
+    def source(self, *, has_tools: bool) -> str:
+        """The text of the template for a conversation; empty where the model has none."""
+        try:
+            return self.choose(has_tools=has_tools).source
+        except NoChatTemplate:
+            return ""
 
     def choose(self, *, has_tools: bool) -> ChatTemplate:
         """The template for a conversation.
@@ -239,6 +254,10 @@ def _replacements(source: str) -> dict[str, str]:
     quoted = {role for role in ("developer",) if f"'{role}'" in source or f'"{role}"' in source}
     replacements = {"developer": "system", "function": "tool"}
     return {role: nearest for role, nearest in replacements.items() if role not in quoted}
+
+
+def _mentions(source: str, attribute: str) -> bool:
+    return re.search(rf"""\.{attribute}\b|['"]{attribute}['"]""", source) is not None
 
 
 class _Refusal(jinja2.TemplateError):

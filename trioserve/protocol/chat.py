@@ -13,6 +13,8 @@ from trioserve.protocol.answer import AnswerFields, PromptLogprobs, id_text
 from trioserve.protocol.common import FAIL_FAST, TokenIds, UsageBody, WireModel
 from trioserve.protocol.fields import Count, CountOrNone
 from trioserve.protocol.messages import ChatMessage, Content, TemplateFields, check_turns, text_content
+from trioserve.protocol.reasoning import ReasoningFields
+from trioserve.protocol.tools import ToolFields
 from trioserve.protocol.unsupported import COMPLETIONS_ONLY, refuse_unsupported
 from trioserve.settings import LimitSettings
 
@@ -44,7 +46,7 @@ Messages = Annotated[
 ]
 
 
-class ChatCompletionRequest(TemplateFields, AnswerFields):
+class ChatCompletionRequest(ToolFields, ReasoningFields, TemplateFields, AnswerFields):
     """What POST /v1/chat/completions takes."""
 
     messages: Messages | None = None
@@ -62,8 +64,6 @@ class ChatCompletionRequest(TemplateFields, AnswerFields):
     disable_chat_template: bool | None = None
     """Whether the texts of the messages are the prompt as they are."""
     chat_template: str | None = None
-    enable_thinking: bool | None = None
-    """The variable of that name."""
     documents: Annotated[list[dict[str, Any]], FAIL_FAST] | None = None
     """For templates that show documents."""
     verbosity: Literal["low", "medium", "high"] | None = None
@@ -85,6 +85,16 @@ class ChatCompletionRequest(TemplateFields, AnswerFields):
             return self.prompt_token_ids
         messages = self.messages
         return messages if messages and isinstance(messages[0], int) else None
+
+    @property
+    def uses_template(self) -> bool:
+        """Whether a chat template makes the prompt."""
+        return self.prompt_ids is None and not self.disable_chat_template
+
+    @property
+    def continued(self) -> str | None:
+        """The text of the message that the answer goes on with, where it goes on with one."""
+        return self._turns[-1].text("messages") if self.continue_final_message and self._turns else None
 
     @property
     def echoed(self) -> str:
@@ -109,6 +119,8 @@ class ChatCompletionRequest(TemplateFields, AnswerFields):
         if self.prompt_ids is None:
             self._check_messages(limits)
         self._check_template(limits)
+        self.check_tools(limits)
+        self.check_reasoning()
 
     def template_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates want it.
@@ -179,12 +191,42 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: str | None = None
 
 
+class CalledFunction(Struct, frozen=True):
+    """``function`` of a call."""
+
+    name: str
+    arguments: str
+    """JSON text; the beginning of it where the answer was cut."""
+
+
+class CalledCustom(Struct, frozen=True):
+    """``custom`` of a call."""
+
+    name: str
+    input: str
+
+
+class ChatToolCall(Struct, frozen=True, kw_only=True):
+    """A call of a tool; it has the field that its type names."""
+
+    id: str
+    type: str
+    function: CalledFunction | UnsetType = UNSET
+    custom: CalledCustom | UnsetType = UNSET
+
+
 class AssistantMessage(Struct, frozen=True, kw_only=True):
     """``message`` of a choice."""
 
     role: str = "assistant"
-    content: str
+    content: str | None
+    """null where there are calls and nothing is said."""
     refusal: str | None = None
+    reasoning_content: str | UnsetType | None = UNSET
+    """What the model thought, where that is told from the rest; null where it did not think."""
+    reasoning: str | UnsetType | None = UNSET
+    """The same."""
+    tool_calls: list[ChatToolCall] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     completion_token_ids: list[int] | UnsetType = UNSET
 
@@ -216,11 +258,39 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
-class ChatDelta(Struct, frozen=True, omit_defaults=True):
+class CalledFunctionDelta(Struct, frozen=True):
+    """What a chunk adds to ``function``."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class CalledCustomDelta(Struct, frozen=True):
+    """What a chunk adds to ``custom``."""
+
+    input: str
+    name: str | UnsetType = UNSET
+
+
+class ChatToolCallDelta(Struct, frozen=True, kw_only=True):
+    """What a chunk adds to a call; id, type and name come once."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: CalledFunctionDelta | UnsetType = UNSET
+    custom: CalledCustomDelta | UnsetType = UNSET
+
+
+class ChatDelta(Struct, frozen=True):
     """What a chunk adds to the message."""
 
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    """The same."""
+    tool_calls: list[ChatToolCallDelta] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     completion_token_ids: list[int] | UnsetType = UNSET
 

@@ -9,12 +9,24 @@ from trioserve.errors import InvalidRequest
 from trioserve.protocol.common import FAIL_FAST, Integer, TextOrTexts, WireModel
 from trioserve.protocol.fields import GenerationFields, Share
 from trioserve.protocol.messages import ChatMessage
-from trioserve.protocol.unsupported import NOT_OBEYED, STRUCTURED, refuse_unknown, refuse_unsupported
+from trioserve.protocol.unsupported import (
+    NOT_OBEYED,
+    STRUCTURED,
+    TOOLS_AND_THINKING,
+    refuse_unknown,
+    refuse_unsupported,
+)
 from trioserve.settings import LimitSettings
 
 NEW_SESSION: Final = -1
 _INT64_MAX: Final = (1 << 63) - 1
-_NOT_OBEYED: Final = {**NOT_OBEYED, **STRUCTURED, "adapter_name": (), "image_url": ()}
+_NOT_OBEYED: Final = {
+    **NOT_OBEYED,
+    **STRUCTURED,
+    **TOOLS_AND_THINKING,
+    "adapter_name": (),
+    "image_url": (),
+}
 
 
 def _kind_of_prompt(value: Any) -> str | None:

@@ -33,12 +33,36 @@ class FunctionCall(WireModel):
     """JSON text."""
 
 
+class CustomCall(WireModel):
+    """What an assistant's call of a custom tool calls."""
+
+    name: str
+    input: str = ""
+
+
 class ToolCall(WireModel):
-    """A tool call that the assistant made earlier in the conversation."""
+    """A tool call that the assistant made earlier in the conversation; it has the field that its type names."""
 
     id: str | None = None
-    type: Literal["function"] = "function"
-    function: FunctionCall
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
+
+    def for_template(self, param: str) -> dict[str, Any]:
+        """The call as chat templates want it, that of a custom tool as one of a function; ``param`` is its path.
+
+        Raises:
+            InvalidRequest: It does not say what is called.
+        """
+        called = self.function if self.type == "function" else self.custom
+        if called is None:
+            raise InvalidRequest(f"{param}.{self.type}: field required", param=f"{param}.{self.type}")
+        arguments = {"input": called.input} if isinstance(called, CustomCall) else _object(called.arguments)
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": called.name, "arguments": arguments},
+        }
 
 
 def _kind_of_content(value: Any) -> str | None:
@@ -68,7 +92,7 @@ class ChatMessage(WireModel):
         """The message as chat templates want it; ``param`` is its path in the request.
 
         Raises:
-            InvalidRequest: Content is missing where the role needs some.
+            InvalidRequest: Content is missing where the role needs some, or a call does not say what it calls.
             UnsupportedParameter: A part is not text.
         """
         message: dict[str, Any] = {
@@ -81,7 +105,9 @@ class ChatMessage(WireModel):
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
         if self.tool_calls:
-            message["tool_calls"] = [_tool_call(call) for call in self.tool_calls]
+            message["tool_calls"] = [
+                call.for_template(f"{param}.tool_calls.{i}") for i, call in enumerate(self.tool_calls)
+            ]
         return message
 
     def text(self, param: str) -> str:
@@ -120,21 +146,13 @@ def _text_of(part: ContentPart, param: str) -> str:
     return text
 
 
-def _tool_call(call: ToolCall) -> dict[str, Any]:
-    arguments: Any = call.function.arguments
+def _object(arguments: str) -> Any:
+    """What ``arguments`` says, where it is JSON of an object: templates want one where the wire has its text."""
     try:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):
-        parsed = None
-    return {
-        "id": call.id,
-        "type": "function",
-        # Templates want an object where the wire has its JSON text.
-        "function": {
-            "name": call.function.name,
-            "arguments": parsed if isinstance(parsed, dict) else arguments,
-        },
-    }
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments
 
 
 class TemplateFields(WireModel):

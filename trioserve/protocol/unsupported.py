@@ -20,23 +20,14 @@ NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "functions": (),
     "modalities": (["text"],),
     "moderation": (),
-    "reasoning_effort": ("none",),
-    "tool_choice": ("none", "auto"),
-    "tools": (),
     "web_search_options": (),
     # the prompt
     "mm_processor_kwargs": (),
     "prompt_embeds": (),
-    # reasoning
-    "include_reasoning": (True,),
-    "reasoning_max_tokens": (),
-    "thinking_budget": (),
-    "thinking_token_budget": (),
     # sampling
     "early_stopping": (),
     "length_penalty": (1.0,),
     "logits_processors": (),
-    "logits_processors_args": (),
     "use_beam_search": (),
     # the answer
     "kv_transfer_params": (),
@@ -45,11 +36,24 @@ NOT_OBEYED: Final[Mapping[str, tuple[Any, ...]]] = {
     "lora_path": (),
     "no_stop_trim": (),
     "return_hidden_states": (),
-    "separate_reasoning": (True,),
     "session_params": (),
     "stop_regex": (),
-    "stream_reasoning": (True,),
 }
+
+TOOLS_AND_THINKING: Final[Mapping[str, tuple[Any, ...]]] = {
+    "include_reasoning": (True,),
+    "logits_processors_args": (),
+    "parallel_tool_calls": (True,),
+    "reasoning_effort": ("none",),
+    "reasoning_max_tokens": (),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "thinking_budget": (),
+    "thinking_token_budget": (),
+    "tool_choice": ("none", "auto"),
+    "tools": (),
+}
+"""What only chat completions have, as text completions and sessions see it."""
 
 CHAT_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "add_generation_prompt": (True,),
@@ -64,6 +68,7 @@ CHAT_ONLY: Final[Mapping[str, tuple[Any, ...]]] = {
     "store": (),
     "top_logprobs": (0,),
     "verbosity": ("medium",),
+    **TOOLS_AND_THINKING,
 }
 """What only conversations have, as text completions see it."""
 
@@ -101,6 +106,8 @@ INJECTED: Final = frozenset(
 )
 """What routers in front of servers add to the requests that pass them; it asks for nothing here."""
 
+_INSTEAD: Final = {"functions": "tools", "function_call": "tool_choice"}
+"""What does the same here."""
 _MAX_NAMES_TOLD: Final = 5
 _MAX_NAME_CHARS: Final = 64
 
@@ -119,8 +126,9 @@ def refuse_unsupported(
     for name, value in (extra or {}).items():
         harmless = table.get(name)
         if harmless is not None and value not in _NOTHING and value not in harmless:
+            advice = f"use {_INSTEAD[name]}" if name in _INSTEAD else "leave it out"
             raise UnsupportedParameter(
-                f"{prefix}{name} is not supported by this server; leave it out", param=prefix + name
+                f"{prefix}{name} is not supported by this server; {advice}", param=prefix + name
             )
 
 
