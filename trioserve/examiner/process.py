@@ -59,7 +59,7 @@ class Desk:
         try:
             text, refusal = examine(self._backend, form, self._vocab_size), ""
         except InvalidGrammar as exc:
-            text, refusal = "", str(exc)[:_MAX_REASON_CHARS]
+            text, refusal = "", str(exc).partition("\n")[0][:_MAX_REASON_CHARS]
         except MemoryError:
             text, refusal = "", f"it takes more than grammar_memory_bytes = {self._memory_bytes}"
         kept_bytes = taken_bytes() - self._taken_bytes
