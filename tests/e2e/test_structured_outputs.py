@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import httpx
@@ -12,7 +13,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.e2e.harness import Server, command_line, descendants, running_server, wait_until
+from tests.e2e.harness import TRIOSERVE, Server, command_line, descendants, running_server, wait_until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 WEATHER = [{"role": "user", "content": "What is the weather like in Paris?"}]
@@ -275,8 +276,6 @@ def examining_pids(server: Server) -> list[int]:
 
 
 def test_every_http_process_examines_and_leaves_none_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
-    from tests.e2e.harness import TRIOSERVE
-
     log_path = tmp_path_factory.mktemp("workers") / "log"
     with running_server(log_path, command=(*TRIOSERVE, "--workers", "2")) as server:
         wait_until(lambda: len(examining_pids(server)) == 2, 30, lambda: server.log)
@@ -298,6 +297,16 @@ def test_a_server_may_take_no_forms(tmp_path_factory: pytest.TempPathFactory) ->
             assert "guided_decoding_backend" in error["message"]
             assert whole(http, CHAT, response_format={"type": "text"})[0]
         assert not examining_pids(server)
+
+
+@pytest.mark.skipif(find_spec("xgrammar") is not None, reason="xgrammar is installed")
+def test_a_backend_that_is_not_installed_stops_the_start(tmp_path_factory: pytest.TempPathFactory) -> None:
+    settings = {"guided_decoding_backend": "xgrammar"}
+    log_path = tmp_path_factory.mktemp("missing") / "log"
+    with running_server(log_path, command=TRIOSERVE, settings=settings, wait_ready=False) as server:
+        assert server.wait() == 78
+        assert "guided_decoding_backend" in server.log
+        assert "Traceback" not in server.log
 
 
 def test_streams_of_others_go_on_while_hostile_forms_are_refused(server: Server) -> None:
