@@ -184,10 +184,8 @@ class Scheduler:
         held = {block_id for seq in self._running.values() for block_id in seq.block_table}
         assert len(held) + self._pool.num_free == self._pool.num_blocks, "a block is lost"
         for seq in self._running.values():
-            assert seq.num_computed_tokens <= len(seq.block_table) * self._pool.block_size, (
-                f"{seq!r} computes beyond its blocks"
-            )
-            assert seq.num_computed_tokens <= seq.num_tokens, f"{seq!r} computes tokens that are not there"
+            most = min(seq.num_tokens, len(seq.block_table) * self._pool.block_size)
+            assert seq.num_computed_tokens <= most, f"{seq!r} computes more than {most} tokens"
         for seq in self._preempted_pending.values():
             assert seq.num_pending_tokens and not seq.num_computed_tokens, f"{seq!r} waits for nothing"
 
@@ -228,8 +226,8 @@ class Scheduler:
     def _most_tokens(self, seq: Sequence) -> int:
         """The most tokens that the rank may know of a sequence when it comes to its next step.
 
-        Its blocks that are full of known tokens are registered on the way. Not when those tokens came, as others' are:
-        they may have been its last, all of them at once, and its next step, planned already, computes nothing then.
+        Its blocks are registered on the way, not when their tokens come, as others' are: those may be its last, all at
+        once, and its next step, planned already, computes nothing then.
         """
         self._register(seq)
         return min(
