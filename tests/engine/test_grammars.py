@@ -219,6 +219,17 @@ async def test_forced_tokens_come_as_one_text(autojump_clock: MockClock) -> None
         assert engine.statistics().num_free_blocks == 64
 
 
+async def test_forced_tokens_have_log_probabilities_too(autojump_clock: MockClock) -> None:
+    engine, executor = make_engine(), make_executor()
+    executor.rank.forced = lambda token_ids: [token_ids[-1] + 1]
+    async with supervised(engine, executor):
+        with engine.stream([asked("a", max_tokens=4, logprobs=2)]) as mailbox:
+            delta = (await read_all(mailbox))[0]
+    assert [found.token_id for found in delta.logprobs] == list(delta.token_ids) == [1, 2, 3, 4]
+    assert [found.logprob for found in delta.logprobs] == [-0.5, 0.0, -0.5, 0.0]
+    assert [len(found.top) for found in delta.logprobs] == [2, 0, 2, 0]
+
+
 async def test_a_stop_string_among_forced_tokens_ends_the_text(autojump_clock: MockClock) -> None:
     engine, executor = make_engine(), make_executor()
     executor.rank.forced = lambda token_ids: [token_ids[-1] + 1 + i for i in range(9)]
