@@ -45,6 +45,8 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     """What ends an answer that a grammar lets end."""
     grammar_backend: str = ""
     """Which of ``trioserve.grammars`` enforces grammars; empty where no grammar will come."""
+    max_cached_grammars: int = 256
+    """Grammars to keep ready."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
 
@@ -93,7 +95,8 @@ class SlotWork(Struct, frozen=True, array_like=True):
 
     A slot that has sampled since its admission computes all the tokens that it knows: ``num_tokens``, and those that
     were forced in a step whose result the front had not seen. Its blocks have room for MAX_FORCED_TOKENS of them for
-    each such step. One that knows all the tokens it may ever have does nothing and reports nothing.
+    each such step. One that knows all the tokens it may ever have, or whose grammar has failed, does nothing and
+    reports nothing.
     """
 
     slot: int
@@ -173,6 +176,9 @@ class GrammarRequest(Struct, frozen=True, array_like=True, tag="grammar"):
     """Make a grammar ready, off the step loop: sequences that need it are admitted when it is."""
 
     grammar: Grammar
+    forgotten: list[bytes] = []
+    """Keys of grammars that are ready and need not be kept: no sequence has them. Those that are kept are then fewer
+    than ``max_cached_grammars``; of them, none may be dropped, since whoever needs it may wait for a slot already."""
 
 
 class GrammarReady(Struct, frozen=True, array_like=True, tag="grammar_ready"):
