@@ -43,6 +43,7 @@ class _Slot:
     """That it may ever have."""
     has_sampled: bool = False
     """Since its admission."""
+    has_failed: bool = False
 
 
 @dataclass
@@ -122,6 +123,8 @@ class FakeRank:
         slot = self.slots[work.slot]
         slot.block_table.extend(work.new_block_ids)
         num_known = len(slot.token_ids) - slot.num_computed
+        if slot.has_failed:
+            return 0
         if not slot.has_sampled or not slot.params.forces_tokens:
             return work.num_tokens
         assert work.num_tokens <= num_known, "more tokens planned than there are"
@@ -162,6 +165,7 @@ class FakeRank:
             return None
         slot.has_sampled = True
         if slot.params.forces_tokens and (failure := self.failure(slot.token_ids)):
+            slot.has_failed = True
             return SampledToken(slot_id, slot.seq_id, 0, failure=failure)
         token_id = self.next_token(slot.token_ids)
         slot.token_ids.append(token_id)

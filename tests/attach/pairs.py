@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import trio
 
 from tests.engine.test_engine import VOCABULARY, make_engine, make_executor, supervised
+from tests.fakes import FakeExecutor
 from trioserve.attach.attachment import Attachment
 from trioserve.attach.host import Host
 from trioserve.attach.link import Link
@@ -70,6 +71,7 @@ class Owner:
     host: Host
     seats: list[Seat]
     desk: Desk
+    executor: FakeExecutor
 
 
 @asynccontextmanager
@@ -82,10 +84,11 @@ async def owning(
     desk = Desk()
     host = Host(made[0], engine.lifecycle, desk)
     host.serve(engine)
-    async with supervised(engine, make_executor(num_blocks=num_blocks, step_s=step_s)):
+    executor = make_executor(num_blocks=num_blocks, step_s=step_s)
+    async with supervised(engine, executor):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host.run)
-            yield Owner(engine, host, made, desk)
+            yield Owner(engine, host, made, desk, executor)
             nursery.cancel_scope.cancel()
     if seats is None:
         made[0].listener.close()

@@ -26,12 +26,13 @@ from trioserve.attach.wire import (
     welcome,
 )
 from trioserve.core.frames import FrameReader, encode_frame
-from trioserve.core.sampling import SamplingParams
+from trioserve.core.sampling import Grammar, SamplingParams
 from trioserve.core.sequence import Sequence
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.errors import (
     Draining,
     EngineError,
+    InvalidGrammar,
     InvalidRequest,
     NotReady,
     Overloaded,
@@ -46,6 +47,7 @@ from trioserve.errors import (
 )
 
 ids = st.integers(0, 2**31 - 1)
+GRAMMAR = Grammar("any", "x" * 10_000, b"key")
 
 
 @settings(deadline=None)
@@ -125,7 +127,20 @@ def test_all_that_a_sequence_is_made_of_crosses() -> None:
 def test_an_open_that_makes_no_sense_is_a_wire_error(prompt: bytes) -> None:
     good = open_message(1, [Sequence([1], SamplingParams(max_tokens=1))])
     with pytest.raises(WireError):
-        sequences_of(Open(1, [prompt] if prompt else [], good.lines))
+        sequences_of(Open(1, [prompt] if prompt else [], good.lines, []))
+
+
+def test_a_grammar_that_is_not_there_is_a_wire_error() -> None:
+    good = open_message(1, [Sequence([1], SamplingParams(max_tokens=1, grammar=GRAMMAR))])
+    with pytest.raises(WireError):
+        sequences_of(Open(1, good.prompts, good.lines, []))
+
+
+def test_the_sequences_of_a_request_send_their_grammar_once() -> None:
+    params = SamplingParams(max_tokens=1, grammar=GRAMMAR)
+    message = open_message(1, [Sequence([i], params) for i in range(50)])
+    assert len(encode_frame(message)) < 2 * len(GRAMMAR.text)
+    assert {seq.params.grammar for seq in sequences_of(message)} == {GRAMMAR}
 
 
 @settings(deadline=None)
@@ -145,7 +160,7 @@ def test_a_refusal_is_raised_as_it_was(kind: type[TryAgain]) -> None:
     assert (type(raised), str(raised), raised.retry_after_s) == (kind, "because", 7.5)
 
 
-@pytest.mark.parametrize("kind", [PromptTooLong, InvalidRequest])
+@pytest.mark.parametrize("kind", [PromptTooLong, InvalidRequest, InvalidGrammar])
 def test_a_refusal_that_is_the_clients_fault_stays_its_fault(kind: type[InvalidRequest]) -> None:
     raised = exception_of(refusal(3, kind("because", param="prompt")))
     assert isinstance(raised, kind) and (str(raised), raised.param) == ("because", "prompt")

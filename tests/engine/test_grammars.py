@@ -219,6 +219,17 @@ async def test_forced_tokens_come_as_one_text(autojump_clock: MockClock) -> None
         assert engine.statistics().num_free_blocks == 64
 
 
+async def test_forced_tokens_have_log_probabilities_too(autojump_clock: MockClock) -> None:
+    engine, executor = make_engine(), make_executor()
+    executor.rank.forced = lambda token_ids: [token_ids[-1] + 1]
+    async with supervised(engine, executor):
+        with engine.stream([asked("a", max_tokens=4, logprobs=2)]) as mailbox:
+            delta = (await read_all(mailbox))[0]
+    assert [found.token_id for found in delta.logprobs] == list(delta.token_ids) == [1, 2, 3, 4]
+    assert [found.logprob for found in delta.logprobs] == [-0.5, 0.0, -0.5, 0.0]
+    assert [len(found.top) for found in delta.logprobs] == [2, 0, 2, 0]
+
+
 async def test_a_stop_string_among_forced_tokens_ends_the_text(autojump_clock: MockClock) -> None:
     engine, executor = make_engine(), make_executor()
     executor.rank.forced = lambda token_ids: [token_ids[-1] + 1 + i for i in range(9)]
@@ -256,11 +267,11 @@ async def test_a_grammar_that_cannot_go_on_ends_its_sequence_alone(autojump_cloc
     engine, executor = make_engine(), make_executor()
     executor.rank.failure = lambda token_ids: "it is too complex" if token_ids[-1] == 3 else ""
     async with supervised(engine, executor):
-        with engine.stream([asked("a", max_tokens=20), sequence(0)]) as mailbox:
+        with engine.stream([asked("a", max_tokens=20), sequence(0, max_tokens=50)]) as mailbox:
             deltas = await read_all(mailbox)
         assert (deltas[0].finish_reason, deltas[0].error) == (FinishReason.GRAMMAR, "it is too complex")
         assert (deltas[0].text, deltas[0].usage.num_output_tokens) == ("bcd", 3)
-        assert deltas[1].text == "bcdef"
+        assert len(deltas[1].text) == 50
         assert engine.statistics().num_free_blocks == 64
 
 

@@ -379,3 +379,20 @@ def test_the_operators_early_stop_ends_a_sequence_with_stop() -> None:
     assert seq.num_output_tokens == 15  # up to 10 tokens in all it is in doubt, then come seven
     assert (seq.finish_reason, seq.stop_reason) == (FinishReason.STOP, "repetition_detected")
     assert house.scheduler.statistics().num_free_blocks == 64
+
+
+def test_who_is_held_counts_as_waiting_and_is_planned_at_its_old_place_once_it_is_added() -> None:
+    house = House(max_num_seqs=1)
+    held, gone = (Sequence([i, 1], SamplingParams(max_tokens=2)) for i in range(2))
+    for seq in (held, gone):
+        house.scheduler.hold(seq)
+    statistics = house.scheduler.statistics()
+    assert (statistics.num_waiting, statistics.num_waiting_tokens) == (2, 4)
+    assert house.scheduler.plan_step() is None
+    house.scheduler.finish(gone, FinishReason.ABORT)
+    late = house.add([7])
+    house.scheduler.add(held)
+    assert house.scheduler.statistics().num_waiting_tokens == 3
+    house.drain()
+    assert house.order == [held.seq_id, late.seq_id]
+    assert house.scheduler.statistics().num_waiting == 0

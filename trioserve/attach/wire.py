@@ -39,7 +39,7 @@ from msgspec import Struct
 
 from trioserve import errors
 from trioserve.core.delta import OutputDelta
-from trioserve.core.sampling import SamplingParams
+from trioserve.core.sampling import Grammar, SamplingParams
 from trioserve.core.sequence import Sequence
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.engine.engine import EngineStatistics
@@ -60,8 +60,11 @@ class Line(Struct, frozen=True, array_like=True):
     prompt: int
     """Which of ``Open.prompts``."""
     params: SamplingParams
+    """Without their grammar."""
     priority: int
     cache_salt: bytes
+    grammar: int | None
+    """Which of ``Open.grammars``."""
 
 
 class Open(Struct, frozen=True, array_like=True, tag="open"):
@@ -71,6 +74,8 @@ class Open(Struct, frozen=True, array_like=True, tag="open"):
     prompts: list[bytes]
     """Token ids, four bytes each in this machine's order; choices of one prompt share it."""
     lines: list[Line]
+    grammars: list[Grammar]
+    """They may be long, and the sequences of a request have one in common."""
 
 
 class Stop(Struct, frozen=True, array_like=True, tag="stop"):
@@ -235,11 +240,16 @@ def open_message(ticket: int, sequences: SequenceOf[Sequence]) -> Open:
     """How to ask for ``sequences``, none of which has run."""
     prompts: list[array[int]] = []
     lines = []
+    grammars: dict[Grammar, int] = {}
     for seq in sequences:
         if not prompts or prompts[-1] != seq.token_ids:  # the choices of a prompt stand together
             prompts.append(seq.token_ids)
-        lines.append(Line(len(prompts) - 1, seq.params, seq.priority, seq.cache_salt))
-    return Open(ticket, [prompt.tobytes() for prompt in prompts], lines)
+        params, grammar = seq.params, None
+        if params.grammar is not None:
+            grammar = grammars.setdefault(params.grammar, len(grammars))
+            params = msgspec.structs.replace(params, grammar=None)
+        lines.append(Line(len(prompts) - 1, params, seq.priority, seq.cache_salt, grammar))
+    return Open(ticket, [prompt.tobytes() for prompt in prompts], lines, list(grammars))
 
 
 def sequences_of(message: Open) -> list[Sequence]:
@@ -251,11 +261,18 @@ def sequences_of(message: Open) -> list[Sequence]:
     try:
         prompts = [array("i", prompt) for prompt in message.prompts]
         return [
-            Sequence(prompts[line.prompt], line.params, priority=line.priority, cache_salt=line.cache_salt)
+            Sequence(
+                prompts[line.prompt],
+                line.params
+                if line.grammar is None
+                else msgspec.structs.replace(line.params, grammar=message.grammars[line.grammar]),
+                priority=line.priority,
+                cache_salt=line.cache_salt,
+            )
             for line in message.lines
         ]
     except (ValueError, IndexError) as exc:
-        raise WireError("an Open names a prompt that is not there, or cuts a token") from exc
+        raise WireError("an Open names a prompt or a grammar that is not there, or cuts a token") from exc
 
 
 def refusal(ticket: int, exc: TrioserveError) -> Refused:

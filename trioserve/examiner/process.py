@@ -24,8 +24,8 @@ from trioserve.grammars.registry import open_backend
 _READ_BYTES: Final = 1 << 16
 _MAX_REASON_CHARS: Final = 400
 _NICENESS: Final = 10
-"""Where every CPU is busy, a tenth of one is left for forms: enough for a usual one in some 20 ms, and a hostile one can
-slow decoding by no more than that."""
+"""Where every CPU is busy, a tenth of one is left for forms: a usual one is done in some 20 ms then, and no hostile one
+slows decoding by more than that."""
 _KEPT_SHARE: Final = 0.25
 """Of ``memory_bytes``: a process that has not given back more than so much after a task makes room for a new one."""
 
@@ -59,7 +59,7 @@ class Desk:
         try:
             text, refusal = examine(self._backend, form, self._vocab_size), ""
         except InvalidGrammar as exc:
-            text, refusal = "", str(exc)[:_MAX_REASON_CHARS]
+            text, refusal = "", str(exc).partition("\n")[0][:_MAX_REASON_CHARS]
         except MemoryError:
             text, refusal = "", f"it takes more than grammar_memory_bytes = {self._memory_bytes}"
         kept_bytes = taken_bytes() - self._taken_bytes

@@ -52,7 +52,9 @@ class ProcessExecutor:
     def __init__(self, ranks: list[Rank], ready: WorkerReady) -> None:
         self.ready = ready
         self._ranks = ranks
-        self._answers: dict[bytes, dict[int, GrammarReady]] = {}  # by key and rank, until every rank has answered
+        self._answers: dict[
+            bytes, dict[int, GrammarReady]
+        ] = {}  # by key and rank, until every rank has answered
         self._answered, self._grammars = trio.open_memory_channel[GrammarReady](math.inf)
 
     async def submit(self, plan: StepPlan) -> None:

@@ -16,7 +16,10 @@ class Matcher(Protocol):
     """One answer's way through a grammar. Nothing here raises; a matcher that failed stays so."""
 
     def accept(self, token_ids: Sequence[int]) -> bool:
-        """Take the next tokens of the answer; False if the grammar does not allow them, or has failed."""
+        """Take the next tokens of the answer, up to one that the grammar does not allow; False if it did not take all.
+
+        After its end an answer may have any number of tokens that end it.
+        """
 
     def forced(self) -> list[int]:
         """The tokens that must come next, where there is no choice, tokenized as the model's tokenizer would."""
@@ -37,17 +40,10 @@ class Compiled(Protocol):
         """Begin an answer."""
 
 
-class Backend(Protocol):
-    """One library, for one tokenizer."""
+class Enforcer(Protocol):
+    """What a rank needs of one library, for one tokenizer."""
 
     name: str
-
-    def write(self, form: AnswerForm) -> str:
-        """The grammar of ``form``, as text for ``compile``.
-
-        Raises:
-            InvalidGrammar: It cannot be expressed, or is broken.
-        """
 
     def compile(self, text: str) -> Compiled:
         """Make a grammar ready; may take long, and without the interpreter's lock.
@@ -58,3 +54,14 @@ class Backend(Protocol):
 
     def fill_masks(self, matchers: Sequence[tuple[Matcher, int]], masks: Masks) -> None:
         """Write what each matcher allows next into its row of ``masks``, given by number."""
+
+
+class Backend(Enforcer, Protocol):
+    """One library, for one tokenizer."""
+
+    def write(self, form: AnswerForm) -> str:
+        """The grammar of ``form``, as text for ``compile``.
+
+        Raises:
+            InvalidGrammar: It cannot be expressed, or is broken.
+        """

@@ -33,12 +33,11 @@ def open_backend(
         SettingsError: The library is not installed, or cannot use the tokenizer.
     """
     if name == "guidance":
-        from trioserve.grammars.composed import Guidance  # not loaded where another one is used
+        from trioserve.grammars.guidance import load_tokenizer  # none of this where another one is used
+        from trioserve.grammars.guidance_backend import GuidanceBackend
 
-        return Guidance(
-            tokenizer_path,
-            vocab_size=vocab_size,
-            eos_token_ids=eos_token_ids,
+        return GuidanceBackend(
+            load_tokenizer(tokenizer_path, vocab_size, eos_token_ids),
             disable_any_whitespace=disable_any_whitespace,
             max_depth=max_depth,
         )

@@ -76,21 +76,18 @@ class Exchange(Generic[RequestT]):
         Raises:
             RequestError, TryAgain: As ``Examiner.grammar``; or two forms are asked for.
         """
-        asked = self.asked.asked_form()
-        if asked is None:
-            self.asked.check_backend(self.served.grammars.backend)
-            return None
-        body, param = asked
-        return await self.grammar_of(AnswerForm(body=body), param=param)
+        body, param = self.asked.asked_form() or (None, "")
+        return await self.grammar_of(None if body is None else AnswerForm(body=body), param)
 
-    async def grammar_of(self, form: AnswerForm, *, param: str) -> Grammar:
-        """The grammar of ``form``, which comes from the field ``param``.
+    async def grammar_of(self, form: AnswerForm | None, param: str) -> Grammar | None:
+        """The grammar of ``form``, which comes from the field ``param``; None for any text.
 
         Raises:
-            RequestError, TryAgain: As ``Examiner.grammar``.
+            RequestError, TryAgain: As ``Examiner.grammar``; or the request names another backend.
         """
-        self.asked.check_backend(self.served.grammars.backend)
-        return await self.served.grammars.grammar(form, param=param)
+        examiner = self.served.grammars
+        self.asked.check_backend(examiner.backend)
+        return None if form is None else await examiner.grammar(form, param=param)
 
     def prepare(
         self,

@@ -83,7 +83,8 @@ class BadWords:
 class LogitEdits:
     """The edits of one sequence, in the order ban, bias, repetition, frequency and presence.
 
-    Where bans leave nothing to choose, the likeliest of the allowed ids is chosen all the same.
+    Where bans leave nothing to choose, the choice is among the allowed ids all the same; where a grammar allows none of
+    these, among those that it does allow.
 
     Source: the order of vLLM's sampler; frequency and presence as the OpenAI reference defines them, repetition as
     arXiv:1909.05858, over prompt and output.
@@ -130,11 +131,12 @@ class LogitEdits:
         return edited
 
     def _only_allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A copy in which all other ids are banned."""
-        if not self._allowed.size:
+        """A copy in which all other ids are banned, unless they alone can be chosen."""
+        kept = logits[self._allowed]
+        if not kept.size or kept.max() == -np.inf:
             return logits.copy()
         allowed = np.full_like(logits, -np.inf)
-        allowed[self._allowed] = logits[self._allowed]
+        allowed[self._allowed] = kept
         return allowed
 
     def _without_banned(self, logits: NDArray[np.float32], position: int) -> NDArray[np.float32]:

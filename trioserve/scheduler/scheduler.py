@@ -8,7 +8,7 @@ from typing import Final
 from trioserve._speedups.blocks import BlockPool
 from trioserve.core.sampling import MAX_FORCED_TOKENS
 from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
-from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult
+from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult, TokenLogprobs
 from trioserve.errors import QueueFull
 from trioserve.scheduler.repetition import STOP_REASON, watch
 from trioserve.scheduler.waiting import WaitingLine
@@ -19,6 +19,8 @@ may always enter."""
 
 Booked = list[tuple[Sequence, SampledToken]]
 """Tokens that have been added to their sequences, at most one to each."""
+_CERTAIN: Final = TokenLogprobs(0.0, [], [])
+"""Of a token that was forced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Scheduler:
     ended meanwhile is dropped. Ranks carry out plans in order, so blocks and slots may be handed on in the next plan
     while an earlier one still runs.
 
-    A step may force tokens behind the one that it samples. The next step of the sequence computes them all: if it was
+    A step may force tokens behind the one that it samples. The sequence's next step computes them all; if it was
     planned before they were known, its blocks have room for as many as there can be.
     """
 
@@ -135,11 +137,9 @@ class Scheduler:
         return plan
 
     def commit(self, result: StepResult) -> Iterator[Booked]:
-        """Book a step's tokens, in rounds: those that were sampled, then the first that was forced behind each, and so
-        on. What is returned counts; a sequence that a token ends has its ``finish_reason``.
-
-        Take all rounds before the next plan. A sequence that is finished between two of them gets no more tokens.
-        """
+        """Book a step's tokens in rounds, to be taken before the next plan: those sampled, then the first forced behind
+        each, and so on. What is in a round counts; a sequence that it ends, or that is finished before the next one,
+        has its ``finish_reason`` and gets no more."""
         booked: Booked = []
         forcing: Booked = []
         for sampled in result.sampled:
@@ -184,10 +184,8 @@ class Scheduler:
         held = {block_id for seq in self._running.values() for block_id in seq.block_table}
         assert len(held) + self._pool.num_free == self._pool.num_blocks, "a block is lost"
         for seq in self._running.values():
-            assert seq.num_computed_tokens <= len(seq.block_table) * self._pool.block_size, (
-                f"{seq!r} computes beyond its blocks"
-            )
-            assert seq.num_computed_tokens <= seq.num_tokens, f"{seq!r} computes tokens that are not there"
+            most = min(seq.num_tokens, len(seq.block_table) * self._pool.block_size)
+            assert seq.num_computed_tokens <= most, f"{seq!r} computes more than {most} tokens"
         for seq in self._preempted_pending.values():
             assert seq.num_pending_tokens and not seq.num_computed_tokens, f"{seq!r} waits for nothing"
 
@@ -197,8 +195,8 @@ class Scheduler:
         """One token for every sequence whose prompt is computed, and those forced since; returns how many in all.
 
         This loop runs for every token that is generated, so it reads counts and not the properties made of them. Full
-        blocks are registered when the tokens in them come back, or with the next plan: a sequence planned here may yet
-        be preempted by a later one, and its blocks would never be computed.
+        blocks are registered when their tokens are back: a sequence planned here may yet be preempted by a later one,
+        and its blocks would never be computed.
         """
         block_size, max_model_len = self._pool.block_size, self._limits.max_model_len
         num_forced = 0
@@ -228,8 +226,8 @@ class Scheduler:
     def _most_tokens(self, seq: Sequence) -> int:
         """The most tokens that the rank may know of a sequence when it comes to its next step.
 
-        Its blocks that are full of known tokens are registered on the way. Not when those tokens came, as others' are:
-        they may have been its last, all of them at once, and its next step, planned already, computes nothing then.
+        Its blocks are registered on the way, not when their tokens come, as others' are: those may be its last, all at
+        once, and its next step, planned already, computes nothing then.
         """
         self._register(seq)
         return min(
@@ -326,10 +324,8 @@ class Scheduler:
             seq.num_pending_tokens += 1
 
     def _make_room_for(self, seq: Sequence, num_blocks: int, work: dict[int, SlotWork]) -> bool:
-        """Free blocks, if need be by preempting whoever has the least right to them; False: that is ``seq`` itself.
-
-        The sequence that has the most right to blocks always gets them: all there are hold a whole context.
-        """
+        """Free blocks, if need be by preempting whoever has the least right to them; False: that is ``seq`` itself. Who
+        has the most right to blocks always gets them, since all of them hold a whole context."""
         while self._pool.num_free < num_blocks:
             victim = max(self._running.values(), key=lambda other: (other.priority, other.seq_id))
             if work.pop(victim.seq_id, None) is not None:
@@ -365,7 +361,8 @@ class Scheduler:
                     continue
                 if seq.status is SequenceStatus.RUNNING and seq.num_pending_tokens:
                     seq.num_computed_tokens += 1  # by the step that is planned already
-                forced = SampledToken(sampled.slot, sampled.seq_id, sampled.forced[place])
+                logprobs = None if seq.params.logprobs is None else _CERTAIN
+                forced = SampledToken(sampled.slot, sampled.seq_id, sampled.forced[place], logprobs)
                 self._append(seq, forced)
                 booked.append((seq, forced))
             yield booked

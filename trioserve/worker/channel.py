@@ -1,6 +1,7 @@
 """Frames over the blocking socket to the front."""
 
 import socket
+import threading
 from collections import deque
 from typing import Final
 
@@ -11,10 +12,14 @@ _RECEIVE_BYTES: Final = 1 << 20
 
 
 class Channel:
-    """Receives what the front sends, one message at a time; plans may wait in the socket meanwhile."""
+    """Receives what the front sends, one message at a time; plans may wait in the socket meanwhile.
+
+    One thread receives, any may send.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._sending = threading.Lock()
         self._reader = FrameReader[ToWorker](ToWorker)
         self._ready = deque[ToWorker]()
 
@@ -38,4 +43,6 @@ class Channel:
         Raises:
             OSError: The front is gone.
         """
-        self._socket.sendall(encode_frame(message))
+        frame = encode_frame(message)
+        with self._sending:
+            self._socket.sendall(frame)

@@ -14,6 +14,7 @@ from trioserve.kernels.attention import implementation
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
+from trioserve.worker.grammars import Grammars
 from trioserve.worker.kv_cache import allocate_kv_cache
 from trioserve.worker.machine import usable_cores
 from trioserve.worker.runner import ModelRunner
@@ -27,13 +28,17 @@ sizes did not fit."""
 
 
 def load_runner(
-    config: WorkerConfig, report: Callable[[LoadProgress], None], started: float
+    config: WorkerConfig,
+    report: Callable[[LoadProgress], None],
+    started: float,
+    grammars: Grammars | None = None,
 ) -> tuple[ModelRunner, WorkerReady]:
     """Load the model, allocate its KV cache and run a first prefill and decode, or a full warm-up if told to.
 
     Args:
         report: Called every 100 ms or so with the bytes loaded, and at the end.
         started: ``time.monotonic()`` when the process began.
+        grammars: Where the runner finds them; None: they are loaded and compiled when they are needed.
     Raises:
         ModelError: The folder, the settings or the machine are not up to it; one sentence.
     """
@@ -55,6 +60,7 @@ def load_runner(
     runner = ModelRunner(
         model,
         kv_cache,
+        grammars or Grammars(config),
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
         block_size=config.block_size,

@@ -4,9 +4,10 @@ import socket
 import traceback
 from contextlib import suppress
 
-from trioserve.core.step import StepPlan, WorkerConfig, WorkerError
+from trioserve.core.step import GrammarRequest, StepPlan, WorkerConfig, WorkerError
 from trioserve.errors import ModelError, WireError
 from trioserve.worker.channel import Channel
+from trioserve.worker.grammars import Grammars, GrammarThread
 from trioserve.worker.load import load_runner
 
 
@@ -35,12 +36,19 @@ def _run(channel: Channel, started: float) -> None:
         return
     if not isinstance(config, WorkerConfig):
         raise WireError(f"the first frame is a {type(config).__name__}, not a WorkerConfig")
-    runner, ready = load_runner(config, channel.send, started)
-    channel.send(ready)
-    while (plan := channel.receive()) is not None:
-        if not isinstance(plan, StepPlan):
-            raise WireError(f"a {type(plan).__name__} came where a StepPlan belongs")
-        channel.send(runner.run(plan))
+    grammars = Grammars(config)
+    with GrammarThread(grammars, channel.send) as thread:
+        runner, ready = load_runner(config, channel.send, started, grammars)
+        thread.wait_loaded()
+        channel.send(ready)
+        while (message := channel.receive()) is not None:
+            match message:
+                case StepPlan():
+                    channel.send(runner.run(message))
+                case GrammarRequest():
+                    thread.take(message)
+                case _:
+                    raise WireError(f"a {type(message).__name__} came where a StepPlan belongs")
 
 
 def _error_frame(exc: Exception) -> WorkerError:

@@ -4,12 +4,15 @@ import time
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 
 from trioserve.core.step import PromptLogprobs, SampledToken, StepPlan, StepResult
 from trioserve.model.batch import ForwardBatch
 from trioserve.model.decoder import Decoder
+from trioserve.sampling.constraint import Turn
 from trioserve.sampling.sampler import Sampler
+from trioserve.worker.grammars import Grammars
 from trioserve.worker.kv_cache import KVCache
 from trioserve.worker.scoring import PromptScorer
 from trioserve.worker.slots import SlotTable
@@ -18,11 +21,19 @@ from trioserve.worker.slots import SlotTable
 class ModelRunner:
     """One rank's model with its KV cache and the sequences that are in its slots.
 
-    A sampled token stays here and feeds the next step, so a plan may be made before the result of the last is known.
+    A sampled token stays here and feeds the next step, so a plan may be made before the result of the last is known;
+    so do those that follow it without a choice.
     """
 
     def __init__(
-        self, model: Decoder, kv_cache: KVCache, *, max_num_seqs: int, max_model_len: int, block_size: int
+        self,
+        model: Decoder,
+        kv_cache: KVCache,
+        grammars: Grammars,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
@@ -30,7 +41,8 @@ class ModelRunner:
         self._slots = SlotTable(
             max_num_seqs, max_model_len, block_size, kv_cache.num_blocks, model.config.vocab_size
         )
-        self._sampler = Sampler(max_num_seqs, model.config.vocab_size)
+        self._grammars = grammars
+        self._sampler = Sampler(max_num_seqs, model.config.vocab_size, grammars.fill_masks)
         self._scorer = PromptScorer(max_num_seqs)
 
     @torch.inference_mode()
@@ -42,7 +54,13 @@ class ModelRunner:
             self._sampler.release(slot)
         for admission in plan.admitted:
             token_ids = self._slots.admit(admission)
-            self._sampler.admit(admission.slot, admission.params, token_ids, admission.num_prompt_tokens)
+            self._sampler.admit(
+                admission.slot,
+                admission.params,
+                token_ids,
+                admission.num_prompt_tokens,
+                self._grammars.constraint(admission),
+            )
             self._scorer.admit(admission)
         sampled, scored = self._compute(plan) if plan.work else ([], [])
         return StepResult(plan.step_id, sampled, time.perf_counter() - started, scored)
@@ -50,6 +68,8 @@ class ModelRunner:
     def _compute(self, plan: StepPlan) -> tuple[list[SampledToken], list[PromptLogprobs]]:
         table = self._slots
         slots, counts = table.begin(plan.work)
+        if not slots.size:
+            return [], []
         ends = table.num_computed[slots] + counts
         samples = ends == table.num_tokens[slots]
         stretches = self._scorer.stretches(slots, counts, ends)
@@ -88,7 +108,7 @@ class ModelRunner:
         )
 
     def _sample(self, hidden: torch.Tensor, slots: NDArray[np.int64]) -> list[SampledToken]:
-        """Choose, append and report one token for each of ``slots``, the rows of ``hidden``."""
+        """Choose, append and report a token for each of ``slots``, the rows of ``hidden``, and what must follow it."""
         table = self._slots
         chosen = self._sampler.sample(self._model.compute_logits(hidden), slots, table.num_tokens[slots])
         table.append(slots, chosen.token_ids)
@@ -100,4 +120,17 @@ class ModelRunner:
             chosen.is_certain.tolist(),
             strict=True,
         )
-        return [SampledToken(*row) for row in rows]
+        if not chosen.turns:
+            return [SampledToken(*row) for row in rows]
+        return [self._turned(SampledToken(*row), chosen.turns.get(at)) for at, row in enumerate(rows)]
+
+    def _turned(self, sampled: SampledToken, turn: Turn | None) -> SampledToken:
+        """Append what ``sampled`` has led to, and report it as well."""
+        if turn is None:
+            return sampled
+        self._slots.follow(sampled.slot, turn.forced)
+        if turn.is_last:
+            self._slots.end(sampled.slot)
+        if not turn.forced and not turn.failure:
+            return sampled
+        return structs.replace(sampled, forced=turn.forced, failure=turn.failure)

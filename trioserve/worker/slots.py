@@ -29,6 +29,10 @@ class SlotTable:
         self.num_computed = np.zeros(max_num_seqs, np.int64)
         """[max_num_seqs], tokens whose KV is in the cache"""
         self.num_blocks = np.zeros(max_num_seqs, np.int64)
+        self._has_sampled = np.zeros(max_num_seqs, np.bool_)
+        """[max_num_seqs], since its admission"""
+        self._has_all = np.zeros(max_num_seqs, np.bool_)
+        """[max_num_seqs], whether there is nothing left to compute"""
         # one place more: the token sampled after the last position of the context is kept, though never computed
         self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
         self.block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
@@ -47,6 +51,7 @@ class SlotTable:
         self.seq_ids[slot] = admission.seq_id
         self.num_tokens[slot], self.num_computed[slot] = length, admission.num_computed_tokens
         self.num_blocks[slot] = 0
+        self._has_sampled[slot] = self._has_all[slot] = False
         self.token_ids[slot, :length] = admission.token_ids
         self.extend(slot, admission.block_table)
         return self.token_ids[slot, :length]
@@ -66,15 +71,24 @@ class SlotTable:
         self.num_blocks[slot] += len(block_ids)
 
     def begin(self, work: list[SlotWork]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Append new blocks and check the work; returns slots and token counts, both [num_seqs]."""
+        """Append new blocks and check the work; returns slots and the tokens to compute of each, both [num_seqs].
+
+        They are those of ``work``, but a slot that has sampled computes all that it knows, and one that has ended
+        nothing: it is left out.
+        """
         for item in work:
             if item.new_block_ids:
                 self.extend(item.slot, item.new_block_ids)
         slots = np.array([item.slot for item in work], np.int64)
         counts = np.array([item.num_tokens for item in work], np.int64)
-        ends = self.num_computed[slots] + counts
         assert (self.seq_ids[slots] != FREE).all(), "a free slot is given work"
-        assert (counts > 0).all() and (ends <= self.num_tokens[slots]).all(), "work beyond the tokens known"
+        if self._has_all[slots].any():
+            going_on = ~self._has_all[slots]
+            slots, counts = slots[going_on], counts[going_on]
+        known = self.num_tokens[slots] - self.num_computed[slots]
+        assert (counts > 0).all() and (counts <= known).all(), "work beyond the tokens known"
+        counts = np.where(self._has_sampled[slots], known, counts)
+        ends = self.num_computed[slots] + counts
         assert (ends <= self.num_blocks[slots] * self._block_size).all(), "work beyond the blocks given"
         return slots, counts
 
@@ -82,3 +96,14 @@ class SlotTable:
         """Add one sampled token to each of ``slots``."""
         self.token_ids[slots, self.num_tokens[slots]] = token_ids
         self.num_tokens[slots] += 1
+        self._has_sampled[slots] = True
+
+    def follow(self, slot: int, token_ids: list[int]) -> None:
+        """Add the tokens that come behind a sampled one without a choice."""
+        start = self.num_tokens[slot]
+        self.token_ids[slot, start : start + len(token_ids)] = token_ids
+        self.num_tokens[slot] += len(token_ids)
+
+    def end(self, slot: int) -> None:
+        """The sequence has all tokens that it may ever have: whatever work it is given means nothing."""
+        self._has_all[slot] = True
