@@ -76,21 +76,24 @@ def test_a_model_that_may_choose_among_lenient_tools_writes_what_it_likes() -> N
 
 
 @pytest.mark.parametrize(
-    ("tools", "fields", "param"),
+    ("tools", "fields", "param", "reason"),
     [
-        ([function("one"), function("two", strict=True)], {}, "tools.1.function.strict"),
-        (TWO, {"parallel_tool_calls": False}, "parallel_tool_calls"),
-        (TWO, {"tool_choice": allowed("auto", named("two"))}, "tool_choice"),
-        ([custom("draw", "regex")], {}, "tools.0.custom.format"),
+        ([function("one"), function("two", strict=True)], {}, "tools", "tools.1.function.strict"),
+        (TWO, {"parallel_tool_calls": False}, "tools", "parallel_tool_calls"),
+        (TWO, {"tool_choice": allowed("auto", named("two"))}, "tools.1.function.parameters", "tool_choice"),
+        ([custom("draw", "regex")], {}, "tools.0.custom.format", "tools.0.custom.format"),
     ],
 )
 def test_a_promise_about_calls_needs_a_form_even_where_the_model_may_choose(
-    tools: list[dict[str, Any]], fields: dict[str, Any], param: str
+    tools: list[dict[str, Any]], fields: dict[str, Any], param: str, reason: str
 ) -> None:
     found = wanted(tools, **fields)
     assert found is not None
     assert found[1] == param
     assert not calls(tools, **fields).is_required
+    with pytest.raises(RequestError) as caught:
+        wanted(tools, dialect=TOOL_DIALECTS["pythonic"], **fields)
+    assert caught.value.param == reason
 
 
 def test_a_required_call_is_of_any_tool_and_there_may_be_several() -> None:

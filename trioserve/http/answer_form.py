@@ -22,7 +22,7 @@ def answer_form(
     dialect: ToolDialect | None,
     thinking: ThinkingForm | None,
 ) -> tuple[AnswerForm, str] | None:
-    """The form that the answer must have, and the field that asks for it; None for any text.
+    """The form that the answer must have, and the field that says what it is; None for any text.
 
     Args:
         asked: What the request's own fields of that kind ask for.
@@ -79,7 +79,15 @@ def _calls(asked: Asked | None, offer: ToolOffer, dialect: ToolDialect | None) -
     form = CallsForm(
         format=_format(offer, dialect, reason), is_required=offer.is_required, otherwise=otherwise
     )
-    return form, reason
+    return form, _place(offer) if otherwise is None or asked is None else asked[1]
+
+
+def _place(offer: ToolOffer) -> str:
+    """The field that is at fault where the form of the calls cannot be used."""
+    if len(offer.callable) > 1:
+        return "tools"
+    (tool,) = offer.callable
+    return f"{tool.param}.{'format' if tool.is_custom else 'parameters'}"
 
 
 def _otherwise(asked: Asked | None) -> JsonForm | None:
