@@ -326,13 +326,18 @@ async def test_where_the_model_may_do_as_it_likes_no_grammar_is_made(
     assert forms == [] and seen[0].params.grammar is None
 
 
+DRAW = {"type": "custom", "custom": {"name": "draw"}}
+ONLY_DRAW = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [DRAW]}}
+
+
+@pytest.mark.parametrize(("choice", "reason"), [(DRAW, "stop"), (ONLY_DRAW, "tool_calls")])
 @pytest.mark.parametrize("text", ["circle 1\n", "<think>\nround?\n</think>\n\ncircle 1\n", ""])
 async def test_a_whole_answer_may_be_the_input_of_a_custom_tool(
-    text: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    text: str, choice: Any, reason: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grammar = {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: /.*/"}}
     tool = {"type": "custom", "custom": {"name": "draw", "format": grammar}}
-    body = {"messages": HI, "tools": [tool], "tool_choice": {"type": "custom", "custom": {"name": "draw"}}}
+    body = {"messages": HI, "tools": [tool, function("dig")], "tool_choice": choice}
     async with a_house(text) as house:
         forms = forms_of(house, monkeypatch)
         answer = await house.json(PATH, body)
@@ -340,10 +345,10 @@ async def test_a_whole_answer_may_be_the_input_of_a_custom_tool(
         cut = await house.json(PATH, {**body, "max_tokens": 1})
     message = answer["choices"][0]["message"]
     assert message["tool_calls"][0]["custom"] == {"name": "draw", "input": text.rpartition("</think>\n\n")[2]}
-    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["finish_reason"] == choices(chunks)[-1]["finish_reason"] == reason
     assert forms[0][0].body == GrammarForm("start: /.*/")
     assert rebuilt(chunks).get("tool_calls", [{}])[0]["custom"] == message["tool_calls"][0]["custom"]
-    assert cut["choices"][0]["finish_reason"] == ("length" if text else "stop")
+    assert cut["choices"][0]["finish_reason"] == ("length" if text else reason)
 
 
 # ---- around it -------------------------------------------------------------------------------------------------------

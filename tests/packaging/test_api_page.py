@@ -27,7 +27,7 @@ PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 BOTH, CHAT, TEXT = "Fields of both completions endpoints", "Chat", "Completions"
 SECTIONS: dict[type[WireModel], tuple[str, ...]] = {
-    ChatCompletionRequest: (BOTH, CHAT),
+    ChatCompletionRequest: (BOTH, CHAT, "Tools", "Thinking"),
     CompletionRequest: (BOTH, TEXT),
     ChatMessage: ("Messages",),
     PageQuery: ("Stored chat completions",),
