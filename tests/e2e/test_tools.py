@@ -309,7 +309,7 @@ def test_a_call_that_is_cut_ends_with_length(http: httpx.Client) -> None:
 
 
 def test_the_sdks_helper_tells_arguments_as_they_come(client: openai.OpenAI) -> None:
-    tool = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    tool: Any = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
     with client.chat.completions.stream(
         model="builtin", messages=user(RAIN), tools=[tool], temperature=0
     ) as stream:
