@@ -106,7 +106,10 @@ scalars = st.one_of(
         st.integers(0, 5),
     ),
     st.just({"type": "string", "pattern": "^[a-f]+-\\d{1,2}$"}),
-    st.builds(lambda values: {"enum": values}, st.lists(st.one_of(names, st.integers(), st.none()), min_size=1)),
+    st.builds(
+        lambda values: {"enum": values},
+        st.lists(st.one_of(names, st.integers(-(1 << 53), 1 << 53), st.none()), min_size=1),
+    ),
     st.builds(lambda value: {"const": value}, st.one_of(names, st.booleans())),
     st.sampled_from([{"type": "string", "format": name} for name in ("date", "ipv4", "uuid", "no-such-format")]),
 )
@@ -249,11 +252,23 @@ def test_recursion_is_fine() -> None:
         ({"maximum": "3"}, "#/maximum of the schema must be a number"),
         ({"pattern": "(?=x)"}, "#/pattern of the schema: .*lookahead"),
         ([], "# of the schema must be an object or a boolean"),
+        ({"enum": [1 << 60]}, "#/enum of the schema has a number beyond"),
+        ({"multipleOf": 1 << 60}, "multipleOf .* too large"),
+        ({"minimum": 10**400}, "minimum .* too large"),
     ],
 )
 def test_what_cannot_be_held_to_is_refused_by_name_and_place(schema: Any, message: str) -> None:
     with pytest.raises(InvalidGrammar, match=message):
         grammar_of(schema)
+
+
+def test_bounds_beyond_exact_floats_move_inwards() -> None:
+    largest = (1 << 63) - 1
+    grammar = grammar_of({"type": "integer", "minimum": -largest - 1, "maximum": largest})
+    for value in (0, -(1 << 63), (1 << 63) - 2048):
+        assert accepts(grammar, str(value))
+    assert not accepts(grammar, str(1 << 63))
+    assert not accepts(grammar, str(-(1 << 63) - 1))
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": NaN}', '{"minimum": 1e999}', "", '{"const": "\\ud800"}'])

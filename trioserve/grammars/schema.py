@@ -1,6 +1,7 @@
 """JSON schemas of clients, made into what llguidance takes: checked, stripped to what it knows, references gathered."""
 
 import json
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ _MANY: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED: Final = ("patternProperties", "properties")
 _COUNTS: Final = ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
 _NUMBERS: Final = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf")
+_MAX_EXACT: Final = 1 << 53
 _REFUSED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "not": lambda value: value is not False,
     "if": lambda value: True,
@@ -218,7 +220,7 @@ class _Preparation:
         elif keyword in _NUMBERS:
             if not isinstance(value, int | float) or (isinstance(value, bool) and "exclusive" not in keyword):
                 raise InvalidGrammar(f"{place} of the schema must be a number")
-            found[keyword] = value
+            found[keyword] = _within_exact(keyword, value)
         elif keyword in _PLAIN:
             _PLAIN[keyword](value, place)
             found[keyword] = value
@@ -368,6 +370,26 @@ def _count(value: Any, place: str) -> int:
     return value
 
 
+def _within_exact(keyword: str, value: float) -> float:
+    """A bound, as the compiler computes in floats: one that is none moves inwards to the next."""
+    if isinstance(value, float) or abs(value) <= _MAX_EXACT:
+        return value
+    try:
+        near = float(value)
+    except OverflowError:
+        near = math.inf
+    if keyword == "multipleOf" or math.isinf(near):
+        raise InvalidGrammar(f"{keyword} {str(value)[:40]} of the schema is too large a number")
+    is_outside = near > value if keyword.lower().endswith("maximum") else near < value
+    inwards = -math.inf if keyword.lower().endswith("maximum") else math.inf
+    return int(math.nextafter(near, inwards) if is_outside else near)
+
+
+def _check_exact(value: Any, place: str) -> None:
+    if isinstance(value, int) and abs(value) > _MAX_EXACT:
+        raise InvalidGrammar(f"{place} of the schema has a number beyond {_MAX_EXACT}, which is not kept exactly")
+
+
 def _check_type(value: Any, place: str) -> None:
     names = value if isinstance(value, list) else [value]
     if not names or not all(name in (*TYPES, "integer") for name in names if isinstance(name, str)):
@@ -379,6 +401,8 @@ def _check_type(value: Any, place: str) -> None:
 def _check_enum(value: Any, place: str) -> None:
     if not isinstance(value, list) or not value:
         raise InvalidGrammar(f"{place} of the schema must be a list of values, and not empty")
+    for one in value:
+        _check_exact(one, place)
 
 
 def _check_names(value: Any, place: str) -> None:
@@ -387,7 +411,7 @@ def _check_names(value: Any, place: str) -> None:
 
 
 _PLAIN: Final[Mapping[str, Callable[[Any, str], None]]] = {
-    "const": lambda value, place: None,
+    "const": _check_exact,
     "enum": _check_enum,
     "required": _check_names,
     "type": _check_type,
