@@ -29,7 +29,7 @@ def test_what_is_written_matches_as_a_whole(pattern: str) -> None:
 
 
 def test_brackets_hold_characters_and_no_operations() -> None:
-    grammar = written(RegexForm(r"[a&&b~~[|--]{2}"))
+    grammar = written(RegexForm(r"[a&&b~~[|-]{2}"))
     assert accepts(grammar, "&[")
     assert accepts(grammar, "b-")
     assert not accepts(grammar, "cc")

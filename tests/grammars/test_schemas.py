@@ -253,8 +253,8 @@ def test_recursion_is_fine() -> None:
         ({"pattern": "(?=x)"}, "#/pattern of the schema: .*lookahead"),
         ([], "# of the schema must be an object or a boolean"),
         ({"enum": [1 << 60]}, "#/enum of the schema has a number beyond"),
-        ({"multipleOf": 1 << 60}, "multipleOf .* too large"),
-        ({"minimum": 10**400}, "minimum .* too large"),
+        ({"multipleOf": 1 << 60}, "multipleOf .* is beyond"),
+        ({"minimum": 10**400}, "minimum .* is beyond"),
     ],
 )
 def test_what_cannot_be_held_to_is_refused_by_name_and_place(schema: Any, message: str) -> None:
@@ -263,12 +263,12 @@ def test_what_cannot_be_held_to_is_refused_by_name_and_place(schema: Any, messag
 
 
 def test_bounds_beyond_exact_floats_move_inwards() -> None:
-    largest = (1 << 63) - 1
+    largest, exact = (1 << 63) - 1, 1 << 53
     grammar = grammar_of({"type": "integer", "minimum": -largest - 1, "maximum": largest})
-    for value in (0, -(1 << 63), (1 << 63) - 2048):
+    for value in (0, -exact, exact):
         assert accepts(grammar, str(value))
-    assert not accepts(grammar, str(1 << 63))
-    assert not accepts(grammar, str(-(1 << 63) - 1))
+    assert not accepts(grammar, str(largest + 1))
+    assert not accepts(grammar, str(-largest - 2))
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": NaN}', '{"minimum": 1e999}', "", '{"const": "\\ud800"}'])

@@ -1,7 +1,6 @@
 """JSON schemas of clients, made into what llguidance takes: checked, stripped to what it knows, references gathered."""
 
 import json
-import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -371,18 +370,13 @@ def _count(value: Any, place: str) -> int:
 
 
 def _within_exact(keyword: str, value: float) -> float:
-    """A bound, as the compiler computes in floats: one that is none moves inwards to the next."""
-    if isinstance(value, float) or abs(value) <= _MAX_EXACT:
+    """A bound, moved inwards to where the compiler's floats hold whole numbers exactly."""
+    if abs(value) <= _MAX_EXACT:
         return value
-    try:
-        near = float(value)
-    except OverflowError:
-        near = math.inf
-    if keyword == "multipleOf" or math.isinf(near):
-        raise InvalidGrammar(f"{keyword} {str(value)[:40]} of the schema is too large a number")
-    is_outside = near > value if keyword.lower().endswith("maximum") else near < value
-    inwards = -math.inf if keyword.lower().endswith("maximum") else math.inf
-    return int(math.nextafter(near, inwards) if is_outside else near)
+    is_upper = keyword.lower().endswith("maximum")
+    if keyword == "multipleOf" or is_upper is (value < 0):
+        raise InvalidGrammar(f"{keyword} {str(value)[:40]} of the schema is beyond {_MAX_EXACT}, the limit")
+    return _MAX_EXACT if is_upper else -_MAX_EXACT
 
 
 def _check_exact(value: Any, place: str) -> None:
