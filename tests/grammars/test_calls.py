@@ -86,7 +86,9 @@ def endings(form: ToolFormat) -> list[str]:
 @each_dialect
 @each_tokenizer
 @pytest.mark.parametrize("offered", OFFERED)
-def test_required_calls_are_whole_calls_with_arguments_that_fit(dialect: ToolDialect, of: Any, offered: str) -> None:
+def test_required_calls_are_whole_calls_with_arguments_that_fit(
+    dialect: ToolDialect, of: Any, offered: str
+) -> None:
     tools = OFFERED[offered]
     form = the_format(dialect, tools)
     grammar = written(CallsForm(format=form, is_required=True), of=of())
@@ -218,7 +220,9 @@ def test_pythonic_calls_take_both_quotes_and_keep_the_order() -> None:
         ("pythonic", {"anyOf": [{"properties": {str(n): {}}} for n in range(99)]}, "99 alternatives"),
     ],
 )
-def test_a_tool_that_cannot_be_written_is_refused(dialect: str, parameters: dict[str, Any], message: str) -> None:
+def test_a_tool_that_cannot_be_written_is_refused(
+    dialect: str, parameters: dict[str, Any], message: str
+) -> None:
     form = the_format(TOOL_DIALECTS[dialect], [Tool("f", parameters)])
     with pytest.raises(InvalidGrammar, match=message):
         written(CallsForm(format=form, is_required=True))

@@ -200,7 +200,9 @@ def test_tags_stand_in_free_text(text: str) -> None:
     assert accepts(tags(), text)
 
 
-@pytest.mark.parametrize("text", ["<fh", "<f>a</f>", "<f>1</g>", "<fg>1</fg>", "<note>never ends", "<sum>1 +</sum>", "</think>"])
+@pytest.mark.parametrize(
+    "text", ["<fh", "<f>a</f>", "<f>1</g>", "<fg>1</fg>", "<note>never ends", "<sum>1 +</sum>", "</think>"]
+)
 def test_what_a_trigger_begins_must_be_a_tag(text: str) -> None:
     assert not accepts(tags(), text)
 

@@ -59,7 +59,15 @@ def test_generated_patterns_mean_what_they_mean_in_python(pattern: str, seed: in
 
 @pytest.mark.parametrize(
     ("pattern", "text"),
-    [("ab", "xaby"), ("^ab", "aby"), ("ab$", "xab"), ("^a|b$", "xxb"), ("^a|b$", "ayy"), ("(^a|b)c", "xbcx"), ("", "x")],
+    [
+        ("ab", "xaby"),
+        ("^ab", "aby"),
+        ("ab$", "xab"),
+        ("^a|b$", "xxb"),
+        ("^a|b$", "ayy"),
+        ("(^a|b)c", "xbcx"),
+        ("", "x"),
+    ],
 )
 def test_patterns_of_schemas_match_somewhere(pattern: str, text: str) -> None:
     grammar = written(JsonForm(schema=json.dumps({"type": "string", "pattern": pattern})))
@@ -90,7 +98,9 @@ def test_patterns_that_drown_other_engines_are_written(pattern: str) -> None:
     matcher(written(RegexForm(pattern))).compute_bitmask()
 
 
-@pytest.mark.parametrize("choices", [("a", "ab", "abc"), ("", "x"), ("é🌍", '"\\', "a\nb", "\x7f\x00", "</p>/"), ("same", "same")])
+@pytest.mark.parametrize(
+    "choices", [("a", "ab", "abc"), ("", "x"), ("é🌍", '"\\', "a\nb", "\x7f\x00", "</p>/"), ("same", "same")]
+)
 def test_a_choice_is_one_of_its_texts(choices: tuple[str, ...]) -> None:
     grammar = written(ChoiceForm(choices))
     for choice in choices:

@@ -111,7 +111,9 @@ scalars = st.one_of(
         st.lists(st.one_of(names, st.integers(-(1 << 53), 1 << 53), st.none()), min_size=1),
     ),
     st.builds(lambda value: {"const": value}, st.one_of(names, st.booleans())),
-    st.sampled_from([{"type": "string", "format": name} for name in ("date", "ipv4", "uuid", "no-such-format")]),
+    st.sampled_from(
+        [{"type": "string", "format": name} for name in ("date", "ipv4", "uuid", "no-such-format")]
+    ),
 )
 
 
@@ -142,7 +144,9 @@ schemas = st.recursive(
             lambda prefix: {"type": "array", "prefixItems": prefix, "minItems": len(prefix), "items": False},
             st.lists(inner, min_size=1, max_size=3),
         ),
-        st.builds(lambda values: {"type": "object", "additionalProperties": values, "maxProperties": 3}, inner),
+        st.builds(
+            lambda values: {"type": "object", "additionalProperties": values, "maxProperties": 3}, inner
+        ),
     ),
     max_leaves=8,
 )
@@ -212,7 +216,11 @@ def test_a_client_does_not_set_options_of_the_library() -> None:
         {"$ref": "#/definitions/a%20b", "definitions": {"a b": {"type": "integer"}}},
         {"$ref": "#here", "$defs": {"x": {"$anchor": "here", "type": "integer"}}},
         {"$ref": "#/$defs/list/0", "$defs": {"list": [{"type": "integer"}]}},
-        {"$ref": "#/$defs/a", "description": "beside", "$defs": {"a": {"type": "integer"}, "bad": {"not": {}}}},
+        {
+            "$ref": "#/$defs/a",
+            "description": "beside",
+            "$defs": {"a": {"type": "integer"}, "bad": {"not": {}}},
+        },
         {"allOf": [{"type": "integer"}]},
         {"$schema": "http://json-schema.org/draft-07/schema#", "oneOf": [{"type": "integer"}]},
     ],
@@ -224,7 +232,9 @@ def test_references_lead_where_they_should(schema: Any) -> None:
 
 
 def test_recursion_is_fine() -> None:
-    grammar = grammar_of({"type": "object", "properties": {"a": {"$ref": "#"}}, "additionalProperties": False})
+    grammar = grammar_of(
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "additionalProperties": False}
+    )
     assert accepts(grammar, '{"a":{"a":{}}}')
     assert not accepts(grammar, '{"a":{"b":{}}}')
 
@@ -232,15 +242,24 @@ def test_recursion_is_fine() -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({"properties": {"a": {"uniqueItems": True}}}, r"uniqueItems is not supported .*#/properties/a/uniqueItems"),
+        (
+            {"properties": {"a": {"uniqueItems": True}}},
+            r"uniqueItems is not supported .*#/properties/a/uniqueItems",
+        ),
         ({"if": {}, "then": False}, "if is not supported"),
-        ({"properties": {"a/b": {"dependentRequired": {"x": ["y"]}}}}, r"#/properties/a~1b/dependentRequired"),
+        (
+            {"properties": {"a/b": {"dependentRequired": {"x": ["y"]}}}},
+            r"#/properties/a~1b/dependentRequired",
+        ),
         ({"unevaluatedProperties": False}, "unevaluatedProperties is not supported"),
         ({"propertyNames": {"pattern": "^a"}}, "propertyNames is supported with enum and const only"),
         ({"$ref": "#/$defs/none"}, "leads nowhere"),
         ({"$ref": "http://example.com/schema"}, "a place in the same schema"),
         ({"$ref": "#"}, "leads back to itself"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "back to itself"),
+        (
+            {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+            "back to itself",
+        ),
         ({"type": "strng"}, "#/type of the schema must name types"),
         ({"type": ["string", 1]}, "#/type of the schema must"),
         ({"enum": []}, "#/enum of the schema must be a list of values, and not empty"),
@@ -310,7 +329,10 @@ def test_alternatives_that_exclude_each_other_are_alternatives(options: list[Any
         [{"const": 1}, {"const": 1.0}],
         [{"enum": ["a", "b"]}, {"enum": ["b", "c"]}],
         [{"type": "object", "required": ["a"]}, {"type": "object", "required": ["b"]}],
-        [{"properties": {"t": {"const": 1}}, "required": ["t"]}, {"properties": {"t": {"const": 2}}, "required": ["t"]}],
+        [
+            {"properties": {"t": {"const": 1}}, "required": ["t"]},
+            {"properties": {"t": {"const": 2}}, "required": ["t"]},
+        ],
         [{}, {"type": "string"}],
     ],
 )

@@ -51,9 +51,7 @@ def written(
     disable_any_whitespace: bool = False,
 ) -> str:
     """The grammar of a form."""
-    writer = GuidanceWriter(
-        of or tokenizer(), disable_any_whitespace=disable_any_whitespace, max_depth=64
-    )
+    writer = GuidanceWriter(of or tokenizer(), disable_any_whitespace=disable_any_whitespace, max_depth=64)
     return writer.write(AnswerForm(body=body, thinking=thinking))
 
 

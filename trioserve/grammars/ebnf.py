@@ -107,7 +107,9 @@ class _EbnfParser:
         for name, node in found.items():
             for reference in references(node):
                 if reference not in found:
-                    raise InvalidGrammar(f"rule {name} of the grammar refers to {reference}, and there is none")
+                    raise InvalidGrammar(
+                        f"rule {name} of the grammar refers to {reference}, and there is none"
+                    )
         return found
 
     def _either(self, *, depth: int) -> _Node:
@@ -339,7 +341,11 @@ def _without_tail_calls(name: str, node: _Node) -> _Node:
     last = _Reference(name)
     repeated = [option[:-1] for option in options if option and option[-1] == last]
     others = [option for option in options if not option or option[-1] != last]
-    if not repeated or not others or any(name in references(_Sequence(part)) for part in [*repeated, *others]):
+    if (
+        not repeated
+        or not others
+        or any(name in references(_Sequence(part)) for part in [*repeated, *others])
+    ):
         return node
     return _Sequence((_Repeat(_joined(repeated), 0, None), _joined(others)))
 

@@ -71,7 +71,9 @@ def translated(pattern: str, *, max_depth: int, is_search: bool = False) -> str:
         InvalidGrammar: It is broken, too large, or has what no finite automaton has.
     """
     if len(pattern) > MAX_CHARS:
-        raise InvalidGrammar(f"the regular expression has {len(pattern)} characters, the limit is {MAX_CHARS}")
+        raise InvalidGrammar(
+            f"the regular expression has {len(pattern)} characters, the limit is {MAX_CHARS}"
+        )
     whole = _RegexParser(pattern, max_depth).whole()
     return _Emitter(pattern, is_search=is_search).group(whole, is_first=True, is_last=True)
 

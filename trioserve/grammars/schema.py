@@ -115,13 +115,13 @@ def parsed(text: str, *, max_depth: int) -> Any:
 
 def check_depth(value: Any, max_depth: int) -> None:
     """Refuse a value of more than ``max_depth`` levels."""
-    level = [value]
-    for _ in range(max_depth + 1):
+    level = [value] if isinstance(value, Mapping | list) else []
+    for _ in range(max_depth):
         level = [
             inner
             for outer in level
-            if isinstance(outer, Mapping | list)
             for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+            if isinstance(inner, Mapping | list)
         ]
         if not level:
             return
@@ -264,7 +264,16 @@ class _Preparation:
         if isinstance(names, Mapping) and "$ref" in names:
             names = self._target(names["$ref"], f"{place}/propertyNames")
         if isinstance(names, Mapping) and "enum" not in names and "const" not in names:
-            if set(names) & {"pattern", "minLength", "maxLength", "format", "anyOf", "oneOf", "allOf", "$ref"}:
+            if set(names) & {
+                "pattern",
+                "minLength",
+                "maxLength",
+                "format",
+                "anyOf",
+                "oneOf",
+                "allOf",
+                "$ref",
+            }:
                 raise InvalidGrammar(f"propertyNames is supported with enum and const only ({place})")
             return
         allowed = names.get("enum", [names.get("const")]) if isinstance(names, Mapping) else names
@@ -286,7 +295,9 @@ class _Preparation:
 
     def _target(self, reference: Any, place: str) -> Any:
         if not isinstance(reference, str) or not reference.startswith("#"):
-            raise InvalidGrammar(f"{place} of the schema must lead to a place in the same schema, as #/... does")
+            raise InvalidGrammar(
+                f"{place} of the schema must lead to a place in the same schema, as #/... does"
+            )
         path = unquote(reference[1:])
         if path and not path.startswith("/"):
             return self._anchored(path, place)
@@ -381,7 +392,9 @@ def _within_exact(keyword: str, value: float) -> float:
 
 def _check_exact(value: Any, place: str) -> None:
     if isinstance(value, int) and abs(value) > _MAX_EXACT:
-        raise InvalidGrammar(f"{place} of the schema has a number beyond {_MAX_EXACT}, which is not kept exactly")
+        raise InvalidGrammar(
+            f"{place} of the schema has a number beyond {_MAX_EXACT}, which is not kept exactly"
+        )
 
 
 def _check_type(value: Any, place: str) -> None:
