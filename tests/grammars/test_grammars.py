@@ -1,5 +1,7 @@
 """Grammars of clients, in EBNF and in Lark, alone and inside tags."""
 
+# ruff: noqa: E501  # a case stands on its line
+
 import pytest
 
 from tests.grammars.walking import accepts, walk, written

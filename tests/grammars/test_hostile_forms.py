@@ -1,5 +1,7 @@
 """Forms that are meant to hurt end in a grammar or in a refusal, and soon."""
 
+# ruff: noqa: E501  # a case stands on its line
+
 import json
 import time
 from collections.abc import Callable
@@ -9,8 +11,8 @@ import pytest
 
 from tests.grammars.walking import written
 from trioserve.core.forms import (
-    ArgumentTags,
     Arguments,
+    ArgumentTags,
     Body,
     CallFormat,
     CallsForm,

@@ -1,5 +1,7 @@
 """Regular expressions of clients."""
 
+# ruff: noqa: E501  # a case stands on its line
+
 import json
 import re
 

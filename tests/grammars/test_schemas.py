@@ -1,6 +1,6 @@
 """Answers that are held to JSON schemas."""
 
-import datetime
+import datetime as dt
 import enum
 import json
 from typing import Annotated, Any, Literal
@@ -53,8 +53,8 @@ class Everything(Strict):
     by_colour: dict[Colour, bool]
     pair: tuple[int, Colour]
     code: Annotated[str, Field(min_length=2, max_length=4)]
-    when: datetime.datetime
-    day: datetime.date
+    when: dt.datetime
+    day: dt.date
     secret: Annotated[str, Field(json_schema_extra={"format": "password"})]
     share: Annotated[float, Field(gt=0, le=1)]
     tree: Node
@@ -62,7 +62,7 @@ class Everything(Strict):
 
 EXAMPLE = Everything(
     pet=Dog(kind="wolf"), counts={"a": 1}, by_colour={Colour.RED: True}, pair=(3, Colour.GREEN), code="abc",
-    when=datetime.datetime(2024, 2, 29, 12, 30, 1, tzinfo=datetime.UTC), day=datetime.date(2024, 2, 29), secret="x",
+    when=dt.datetime(2024, 2, 29, 12, 30, 1, tzinfo=dt.UTC), day=dt.date(2024, 2, 29), secret="x",
     share=0.5, tree=Node(value="A10", children=[Node(value="B20")]),
 )  # fmt: skip
 

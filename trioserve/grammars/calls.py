@@ -72,7 +72,7 @@ class CallsWriter:
     # ---- calls in free text ------------------------------------------------------------------------------------------
 
     def _in_free_text(self) -> str:
-        """Text in which triggers begin calls; what nothing marks is a call at the beginning only, as parsers read it."""
+        """Text in which triggers begin calls; what nothing marks is one at the beginning only, as parsers read it."""
         triggers = self._format.triggers
         if not triggers:
             return self._write.free_text()

@@ -1,7 +1,7 @@
 """Grammars in the manner of GBNF, ``root ::= ...``, as Lark.
 
-Rules that describe characters without recursion become terminals, and runs of such parts in other rules, too, so that the
-parser sees words and not single characters.
+Rules that describe characters without recursion become terminals, and runs of such parts in other rules, too, so that
+the parser sees words and not single characters.
 """
 
 import re
@@ -177,15 +177,15 @@ class _EbnfParser:
 
     def _class(self) -> str:
         found = self._take(_CLASS)
-        chars = list(self._chars(found[2], keeps_dashes=True))
+        chars = deque(self._chars(found[2], keeps_dashes=True))
         if not chars:
             return r"[\x00-\x{10ffff}]" if found[1] else r"[a&&b]"
         parts = []
         while chars:
-            first = chars.pop(0)
+            first = chars.popleft()
             if len(chars) > 1 and chars[0] is _DASH:
-                chars.pop(0)
-                last = chars.pop(0)
+                chars.popleft()
+                last = chars.popleft()
                 if last < first:
                     raise self._fault(f"a range {first}-{last} whose ends are the wrong way round")
                 parts.append(f"{_in_class(first)}-{_in_class(last)}")

@@ -80,7 +80,7 @@ class LarkWriter:
         return self._named("r", ":", expression)
 
     def terminal(self, expression: str) -> str:
-        """Name an expression without rules and special tokens: it is matched as one regular expression, as far as it goes."""
+        """Name an expression without rules and special tokens: one regular expression, matched as far as it goes."""
         return self._named("T", ":", expression)
 
     def lazy(self, expression: str) -> str:

@@ -1,7 +1,7 @@
 """Regular expressions of clients, in the manner of Python and JavaScript, as llguidance takes them.
 
-Meanings on which the two languages differ are read narrowly, so that what is written matches in both: ``\\d`` is an ASCII
-digit, while ``\\D`` is no digit of any script.
+Meanings on which the two languages differ are read narrowly, so that what is written matches in both: ``\\d`` is an
+ASCII digit, while ``\\D`` is no digit of any script.
 """
 
 import re

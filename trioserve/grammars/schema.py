@@ -10,25 +10,23 @@ from urllib.parse import unquote
 
 from trioserve.errors import InvalidGrammar
 from trioserve.grammars.disjoint import first_overlap
+from trioserve.grammars.keywords import CHECKS, count, within_exact
 from trioserve.grammars.regexes import translated
 
 Schema = dict[str, Any]
 
 FORMATS: Final = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 """Those that are enforced; every other ``format`` is an annotation."""
-TYPES: Final = ("null", "boolean", "number", "string", "array", "object")
-"""Of JSON; ``integer`` is a kind of number."""
 MAX_REFERENCES_DEEP: Final = 200
 """Schemas inside each other, references followed; each takes a piece of the compiler's stack."""
 WHITESPACE: Final = r"[ \t]{1,2}|\r?\n[ \t]{0,64}"
-"""Between the parts of a JSON text: lines and their indentation, yet no endless run of either, in which models get lost."""
+"""Between the parts of a JSON text: lines and indentation, yet no endless run of either, in which models get lost."""
 
 _ONE: Final = ("additionalItems", "additionalProperties", "items")
 _MANY: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED: Final = ("patternProperties", "properties")
 _COUNTS: Final = ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
 _NUMBERS: Final = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf")
-_MAX_EXACT: Final = 1 << 53
 _REFUSED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "not": lambda value: value is not False,
     "if": lambda value: True,
@@ -215,13 +213,13 @@ class _Preparation:
         elif keyword in _NAMED:
             found[keyword] = self._named(keyword, value, place)
         elif keyword in _COUNTS:
-            found[keyword] = _count(value, place)
+            found[keyword] = count(value, place)
         elif keyword in _NUMBERS:
             if not isinstance(value, int | float) or (isinstance(value, bool) and "exclusive" not in keyword):
                 raise InvalidGrammar(f"{place} of the schema must be a number")
-            found[keyword] = _within_exact(keyword, value)
-        elif keyword in _PLAIN:
-            _PLAIN[keyword](value, place)
+            found[keyword] = within_exact(keyword, value)
+        elif keyword in CHECKS:
+            CHECKS[keyword](value, place)
             found[keyword] = value
         elif keyword == "pattern":
             found[keyword] = self._pattern(value, place)
@@ -348,7 +346,7 @@ def _pointer(name: str) -> str:
 
 
 def _check_references(prepared_schema: Prepared) -> None:
-    """Refuse chains of references that only lead to each other, and those that are too long, as the compiler walks them."""
+    """Refuse references that only lead to each other, and rows of them that are too long for the compiler."""
     for schema in prepared_schema.defs.values():
         prepared_schema.resolved(schema)
     seen: set[str] = set()
@@ -367,59 +365,3 @@ def _check_references(prepared_schema: Prepared) -> None:
             raise InvalidGrammar(
                 f"the schema has more than {MAX_REFERENCES_DEEP} levels where its references are followed"
             )
-
-
-# ---- values of keywords ----------------------------------------------------------------------------------------------
-
-
-def _count(value: Any, place: str) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        raise InvalidGrammar(f"{place} of the schema must be a whole number from 0 to {(1 << 31) - 1}")
-    return value
-
-
-def _within_exact(keyword: str, value: float) -> float:
-    """A bound, moved inwards to where the compiler's floats hold whole numbers exactly."""
-    if abs(value) <= _MAX_EXACT:
-        return value
-    is_upper = keyword.lower().endswith("maximum")
-    if keyword == "multipleOf" or is_upper is (value < 0):
-        raise InvalidGrammar(f"{keyword} {str(value)[:40]} of the schema is beyond {_MAX_EXACT}, the limit")
-    return _MAX_EXACT if is_upper else -_MAX_EXACT
-
-
-def _check_exact(value: Any, place: str) -> None:
-    if isinstance(value, int) and abs(value) > _MAX_EXACT:
-        raise InvalidGrammar(
-            f"{place} of the schema has a number beyond {_MAX_EXACT}, which is not kept exactly"
-        )
-
-
-def _check_type(value: Any, place: str) -> None:
-    names = value if isinstance(value, list) else [value]
-    if not names or not all(name in (*TYPES, "integer") for name in names if isinstance(name, str)):
-        raise InvalidGrammar(f"{place} of the schema must name types of JSON: {', '.join(TYPES)}, integer")
-    if not all(isinstance(name, str) for name in names):
-        raise InvalidGrammar(f"{place} of the schema must be a string or a list of strings")
-
-
-def _check_enum(value: Any, place: str) -> None:
-    if not isinstance(value, list) or not value:
-        raise InvalidGrammar(f"{place} of the schema must be a list of values, and not empty")
-    for one in value:
-        _check_exact(one, place)
-
-
-def _check_names(value: Any, place: str) -> None:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InvalidGrammar(f"{place} of the schema must be a list of strings")
-
-
-_PLAIN: Final[Mapping[str, Callable[[Any, str], None]]] = {
-    "const": _check_exact,
-    "enum": _check_enum,
-    "required": _check_names,
-    "type": _check_type,
-}

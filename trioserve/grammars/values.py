@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from trioserve.errors import InvalidGrammar
+from trioserve.grammars.keywords import TYPES
 from trioserve.grammars.lark import (
     ANY_TEXT,
     LarkWriter,
@@ -16,7 +17,7 @@ from trioserve.grammars.lark import (
     quoted,
     without,
 )
-from trioserve.grammars.schema import TYPES, Prepared, Schema
+from trioserve.grammars.schema import Prepared, Schema
 
 Leaf = tuple[str, Schema]
 """A type, and the schema of values of that type; ``integer`` is a type of its own here."""
@@ -162,7 +163,7 @@ class ValueWriter:
         return "'" in self._notation.quotes and value.isprintable() and not set(value) & set("'\"\\")
 
     def _number(self, kind: str, schema: Schema) -> str:
-        bounds = {keyword: schema[keyword] for keyword in _BOUNDS if keyword in schema}
+        bounds: Schema = {keyword: schema[keyword] for keyword in _BOUNDS if keyword in schema}
         if bounds:
             return self._write.json({"type": kind, **bounds})
         return self._write.terminal(_INTEGER if kind == "integer" else _NUMBER)
