@@ -27,7 +27,7 @@ class Heads:
             self._tokens.setdefault(head, []).append(f"{sequence(cut[1][1:])} {following}".strip())
 
     def _token_head(self, trigger: str, begin: str) -> str:
-        """Free text and ``trigger`` with its special tokens; empty without any, or if it ends inside one of ``begin``."""
+        """Free text and ``trigger`` with its special tokens; empty without any, or where it ends inside one."""
         write = self._write
         before, pieces = write.before_token(trigger)
         in_begin = write.before_token(begin)[1]
