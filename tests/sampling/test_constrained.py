@@ -136,6 +136,22 @@ def test_nothing_else_than_the_grammar_allows_is_ever_chosen(
     assert found.turns[0].failure == ""
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), share=st.sampled_from([0.01, 0.5, 0.97]), jumps=st.booleans())
+def test_a_greedy_answer_is_the_likeliest_of_what_is_allowed_at_every_step(
+    seed: int, share: float, jumps: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    steps = [set(np.flatnonzero(rng.random(VOCAB_SIZE - 1) < share).tolist()) | {1, 2} for _ in range(25)]
+    one = params(**STOP | {"logprobs": None if jumps else 0})
+    bound = constraint(one, Steps(*steps))
+    sampler = sampler_with((one, bound))
+    for position, allowed in enumerate(steps, 10):
+        logits = torch.from_numpy(rng.normal(size=VOCAB_SIZE)).float()
+        expected = max(sorted(allowed), key=lambda token_id: logits[token_id])
+        assert sample(sampler, logits, 1, position).token_ids.tolist() == [expected]
+
+
 def test_edits_that_leave_nothing_of_what_the_grammar_allows_are_dropped() -> None:
     for fields in (
         {"allowed_token_ids": (1, 2)},
