@@ -7,7 +7,7 @@ and combinations whose every answer fits the original, and what has none is refu
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, final
 from urllib.parse import unquote
 
@@ -62,13 +62,6 @@ def resolved(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
             return schema
         schema = defs[schema["$ref"].removeprefix("#/$defs/")]
     raise InvalidGrammar("a $ref of the schema leads back to itself")
-
-
-def _inside(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        yield from value.values()
-    elif isinstance(value, list):
-        yield from value
 
 
 def _unsupported(what: str, place: str) -> InvalidGrammar:
@@ -128,10 +121,6 @@ class _Narrowing:
         fitting = [value for value in values if _fits(value, types)]
         if not fitting:
             raise InvalidGrammar(f"no value fits {place} of the schema")
-        if any(not _is_exact(value) for value in fitting):
-            raise _unsupported(
-                "a value with a number that not every reader of JSON can tell from others", place
-            )
         return {"enum": fitting}
 
     def _options(self, keyword: str, options: list[Any], place: str) -> Schema:
@@ -321,12 +310,6 @@ def _number(schema: Mapping[str, Any], place: str, *, is_whole: bool) -> Schema:
 def _fits(value: Any, types: tuple[str, ...]) -> bool:
     kind = type_of(value)
     return kind in types or (kind == "integer" and "number" in types)
-
-
-def _is_exact(value: Any) -> bool:
-    if isinstance(value, int | float):
-        return abs(value) <= _MAX_EXACT
-    return all(map(_is_exact, _inside(value)))
 
 
 def type_of(value: Any) -> str:
