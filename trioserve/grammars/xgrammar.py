@@ -54,7 +54,7 @@ class XgrammarMatcher:
             return reason(exc)
 
     def forced(self) -> list[int]:
-        """None: xgrammar knows the text that must come, and which tokens spell it depends on what follows.
+        """Nothing, always: xgrammar knows the text that must come; which tokens spell it depends on what follows.
 
         The model's tokenizer may join the end of that text with characters that come later, and no way to ask which
         tokens could do so is cheaper than the masks of the steps that this would save.
