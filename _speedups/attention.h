@@ -1,6 +1,6 @@
 // attention.h: causal attention of a ragged batch over the paged KV cache.
 //
-//   q, out            [num_tokens, num_heads, head_dim]; q with a stride between tokens
+//   q, out            [num_tokens, num_heads, head_dim]; with strides between tokens
 //   k_cache, v_cache  [num_blocks, num_kv_heads, block_size, head_dim]
 //   cu_seqlens_q      [num_seqs + 1]   seq_lens [num_seqs]   block_tables [num_seqs, max_blocks]
 //
@@ -43,7 +43,7 @@ struct Arguments {
     const int* cu_seqlens_q;
     const int* seq_lens;
     const int* block_tables;
-    int64_t q_stride;
+    int64_t q_stride, out_stride;  // elements between two tokens
     int num_seqs, num_heads, num_kv_heads, head_dim, block_size, max_blocks;
     int group;           // num_heads / num_kv_heads
     int sliding_window;  // 0: none
@@ -116,21 +116,22 @@ struct Kernel {
 template <typename T>
 Kernel<T> kernel_of(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::avx512) return {avx512::attend<T>, avx512::attend_part<T>, avx512::finish<T>};
+    if (isa >= Isa::avx512) return {avx512::attend<T>, avx512::attend_part<T>, avx512::finish<T>};
     if (isa == Isa::avx2) return {avx2::attend<T>, avx2::attend_part<T>, avx2::finish<T>};
 #endif
     return {portable::attend<T>, portable::attend_part<T>, portable::finish<T>};
 }
 
-// Each thread keeps its working memory from call to call.
-inline Scratch scratch_of(int num_rows, int head_dim) {
-    static thread_local std::vector<float> memory;
+// Floats that `scratch_in` needs.
+inline size_t scratch_size(int num_rows, int head_dim) {
     const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(head_dim);
-    const size_t needed = rows * (2 * dim + kPartition + 2 * (dim + 2)) + 16;
-    if (memory.size() < needed) memory.resize(needed);
-    float* at = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) / 4 % 16) % 16;
+    return rows * (2 * dim + kPartition + 2 * (dim + 2)) + 16;
+}
+
+inline Scratch scratch_in(float* memory, int num_rows, int head_dim) {
+    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(head_dim);
     Scratch s;
-    s.scores = at;
+    s.scores = memory + (16 - reinterpret_cast<uintptr_t>(memory) / 4 % 16) % 16;
     s.q = s.scores + rows * kPartition;
     s.values = s.q + rows * dim;
     s.states = s.values + rows * dim;
@@ -138,9 +139,20 @@ inline Scratch scratch_of(int num_rows, int head_dim) {
     return s;
 }
 
+// Each thread keeps its working memory from call to call.
+inline Scratch scratch_of_thread(int num_rows, int head_dim) {
+    static thread_local std::vector<float> memory;
+    const size_t needed = scratch_size(num_rows, head_dim);
+    if (memory.size() < needed) memory.resize(needed);
+    return scratch_in(memory.data(), num_rows, head_dim);
+}
+
+// Tokens of a prefill task.
+inline int tile_tokens(int group) { return std::max(1, kTileRows / group); }
+
 inline std::vector<Task> cut(const Arguments& a) {
     std::vector<Task> tasks;
-    const int tile = std::max(1, kTileRows / a.group);
+    const int tile = tile_tokens(a.group);
     for (int seq = 0; seq < a.num_seqs; ++seq) {
         const int begin = a.cu_seqlens_q[seq], end = a.cu_seqlens_q[seq + 1];
         if (end - begin > a.max_queries) continue;
@@ -188,17 +200,24 @@ inline std::vector<Split> split_long(const Arguments& a, std::vector<Task>& task
     return splits;
 }
 
+inline void sort_longest_first(std::vector<Task>& tasks) {
+    std::stable_sort(tasks.begin(), tasks.end(), [](const Task& x, const Task& y) {
+        return num_partitions(x) * x.num_tokens > num_partitions(y) * y.num_tokens;
+    });
+}
+
 template <typename T>
-void run_task(const Arguments& a, const Kernel<T>& kernel, const Task& task, std::vector<Split>& splits) {
+void run_task(const Arguments& a, const Kernel<T>& kernel, const Task& task, std::vector<Split>& splits,
+              const Scratch& scratch) {
     const int num_rows = task.num_tokens * a.group;
-    const Scratch scratch = scratch_of(num_rows, a.head_dim);
     if (task.split < 0) return kernel.attend(a, task, scratch);
     Split& split = splits[static_cast<size_t>(task.split)];
     const int64_t size = static_cast<int64_t>(num_rows) * (a.head_dim + 2);
     float* found = split.found.get() + (task.first_partition - split.whole.first_partition) * size;
     kernel.attend_part(a, task, scratch, found);
-    if (split.left.fetch_sub(1, std::memory_order_acq_rel) == 1)
-        kernel.finish(a, split.whole, scratch, split.found.get(), num_partitions(split.whole));
+    if (split.left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    split.left.store(num_partitions(split.whole), std::memory_order_relaxed);  // for the next layer
+    kernel.finish(a, split.whole, scratch, split.found.get(), num_partitions(split.whole));
 }
 
 template <typename T>
@@ -210,13 +229,12 @@ void paged_attention(const Arguments& a, int num_threads, Isa isa) {
     if (work * a.group * a.head_dim * 2 < kSerialWork) num_threads = 1;
     std::vector<Split> splits;
     if (num_threads > 1) splits = split_long(a, tasks, num_threads);
-    const auto longer = [](const Task& x, const Task& y) {
-        return num_partitions(x) * x.num_tokens > num_partitions(y) * y.num_tokens;
-    };
-    std::stable_sort(tasks.begin(), tasks.end(), longer);
+    sort_longest_first(tasks);
     const Kernel<T> kernel = kernel_of<T>(isa);
-    parallel_tasks(num_threads, static_cast<int>(tasks.size()),
-                   [&](int i) { run_task(a, kernel, tasks[static_cast<size_t>(i)], splits); });
+    parallel_tasks(num_threads, static_cast<int>(tasks.size()), [&](int i) {
+        const Task& task = tasks[static_cast<size_t>(i)];
+        run_task(a, kernel, task, splits, scratch_of_thread(task.num_tokens * a.group, a.head_dim));
+    });
 }
 
 }  // namespace trioserve

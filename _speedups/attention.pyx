@@ -29,6 +29,7 @@ cdef extern from "attention.h" namespace "trioserve" nogil:
         const int* seq_lens
         const int* block_tables
         int64_t q_stride
+        int64_t out_stride
         int num_seqs
         int num_heads
         int num_kv_heads
@@ -66,7 +67,7 @@ def paged_attention(
     cdef Isa chosen = <Isa><int>_ISAS[isa]
     a.out, a.q, a.k_cache, a.v_cache = <void*>out, <const void*>q, <const void*>k_cache, <const void*>v_cache
     a.cu_seqlens_q, a.seq_lens = <const int*>cu_seqlens_q, <const int*>seq_lens
-    a.block_tables, a.q_stride = <const int*>block_tables, q_stride
+    a.block_tables, a.q_stride, a.out_stride = <const int*>block_tables, q_stride, num_heads * head_dim
     a.num_seqs, a.num_heads, a.num_kv_heads, a.head_dim = num_seqs, num_heads, num_kv_heads, head_dim
     a.block_size, a.max_blocks, a.sliding_window, a.scale = block_size, max_blocks, sliding_window, scale
     a.max_queries = max_queries

@@ -162,8 +162,8 @@ template <typename T>
 INLINE void write_out(const Arguments& a, const Task& task, const float* states) {
     for (int row = 0; row < task.num_tokens * a.group; ++row, states += a.head_dim + 2) {
         T* to = static_cast<T*>(a.out) +
-                (static_cast<int64_t>(task.first_token + row / a.group) * a.num_heads + task.kv_head * a.group +
-                 row % a.group) * a.head_dim;
+                (task.first_token + row / a.group) * a.out_stride +
+                static_cast<int64_t>(task.kv_head * a.group + row % a.group) * a.head_dim;
         const float total = 1.0f / states[a.head_dim + 1];
         for (int d = 0; d < a.head_dim; d += kLanes) store(to + d, load(states + d) * total);
     }

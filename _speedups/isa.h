@@ -14,11 +14,12 @@ struct bf16 {  // the upper half of a float
     uint16_t bits;
 };
 
-enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };  // each has all of those before it
 
 inline bool has_isa(Isa isa) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
+    if (isa == Isa::avx512_bf16) return has_isa(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
     if (isa == Isa::avx512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
