@@ -16,6 +16,7 @@
 //      portable                                                      1730            2330
 //      AVX2                                                          1050             960
 //      AVX-512                                                        620             620
+//   3. keys and values turned into panels, as many rows at once as the registers hold (attention_tiles.h)
 #pragma once
 
 #include <algorithm>
@@ -25,6 +26,10 @@
 #include <memory>
 #include <utility>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "isa.h"
 #include "parallel.h"
@@ -68,16 +73,32 @@ struct Split {
 };
 
 // Working memory of one task: q [rows][head_dim], scores [rows][kPartition], values [rows][head_dim], states and found
-// [rows][head_dim + 2].
+// [rows][head_dim + 2], panel [max(head_dim, kPartition)][16].
 struct Scratch {
-    float *q, *scores, *values, *states, *found;
+    float *q, *scores, *values, *states, *found, *panel;
 };
 
 inline int64_t cache_offset(const Arguments& a, int block, int kv_head, int offset) {
     return ((static_cast<int64_t>(block) * a.num_kv_heads + kv_head) * a.block_size + offset) * a.head_dim;
 }
 
+#define TRIOSERVE_BF16_DOT 0
 #if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
+#define TRIOSERVE_LANES 16
+#undef TRIOSERVE_BF16_DOT
+#define TRIOSERVE_BF16_DOT 1
+namespace avx512_bf16 {
+#include "simd.h"
+#include "dot_tile.h"
+#include "attention_kernel.h"
+}  // namespace avx512_bf16
+#undef TRIOSERVE_LANES
+#undef TRIOSERVE_BF16_DOT
+#define TRIOSERVE_BF16_DOT 0
+#pragma GCC pop_options
+
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #define TRIOSERVE_LANES 16
@@ -105,6 +126,7 @@ namespace portable {
 #include "attention_kernel.h"
 }  // namespace portable
 #undef TRIOSERVE_LANES
+#undef TRIOSERVE_BF16_DOT
 
 template <typename T>
 struct Kernel {
@@ -116,7 +138,9 @@ struct Kernel {
 template <typename T>
 Kernel<T> kernel_of(Isa isa) {
 #if defined(__x86_64__)
-    if (isa >= Isa::avx512) return {avx512::attend<T>, avx512::attend_part<T>, avx512::finish<T>};
+    if (isa == Isa::avx512_bf16)
+        return {avx512_bf16::attend<T>, avx512_bf16::attend_part<T>, avx512_bf16::finish<T>};
+    if (isa == Isa::avx512) return {avx512::attend<T>, avx512::attend_part<T>, avx512::finish<T>};
     if (isa == Isa::avx2) return {avx2::attend<T>, avx2::attend_part<T>, avx2::finish<T>};
 #endif
     return {portable::attend<T>, portable::attend_part<T>, portable::finish<T>};
@@ -124,14 +148,15 @@ Kernel<T> kernel_of(Isa isa) {
 
 // Floats that `scratch_in` needs.
 inline size_t scratch_size(int num_rows, int head_dim) {
-    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(head_dim);
-    return rows * (2 * dim + kPartition + 2 * (dim + 2)) + 16;
+    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(std::max(32, head_dim));
+    return rows * (2 * dim + kPartition + 2 * (dim + 2)) + 16 * std::max<size_t>(dim, kPartition) + 16;
 }
 
 inline Scratch scratch_in(float* memory, int num_rows, int head_dim) {
-    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(head_dim);
+    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(std::max(32, head_dim));
     Scratch s;
-    s.scores = memory + (16 - reinterpret_cast<uintptr_t>(memory) / 4 % 16) % 16;
+    s.panel = memory + (16 - reinterpret_cast<uintptr_t>(memory) / 4 % 16) % 16;
+    s.scores = s.panel + 16 * std::max<size_t>(dim, kPartition);
     s.q = s.scores + rows * kPartition;
     s.values = s.q + rows * dim;
     s.states = s.values + rows * dim;

@@ -1,7 +1,7 @@
 # distutils: language = c++
 # distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi
 # distutils: libraries = dl
-# distutils: depends = _speedups/attention.h _speedups/attention_kernel.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
+# distutils: depends = _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
 # cython: language_level = 3, boundscheck = False, wraparound = False, autotestdict = False
 """Paged attention on the CPU; ``attention.h`` says how.
 
@@ -16,6 +16,7 @@ cdef extern from "attention.h" namespace "trioserve" nogil:
         portable
         avx2
         avx512
+        avx512_bf16
 
     cppclass bf16:
         pass
@@ -42,13 +43,14 @@ cdef extern from "attention.h" namespace "trioserve" nogil:
         float scale
 
     bint has_isa(Isa isa)
-    Isa best_isa()
     void run "trioserve::paged_attention<float>"(const Arguments& a, int num_threads, Isa isa) except +
     void run_bf16 "trioserve::paged_attention<trioserve::bf16>"(
         const Arguments& a, int num_threads, Isa isa) except +
 
 
-cdef dict _ISAS = {"portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512}
+cdef dict _ISAS = {
+    "portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512, "avx512_bf16": Isa.avx512_bf16
+}
 
 
 def available_isas():

@@ -31,6 +31,7 @@ struct HeadShape {
 #define TRIOSERVE_BF16_DOT 1
 namespace step_avx512_bf16 {
 #include "simd.h"
+#include "dot_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
 }  // namespace step_avx512_bf16
@@ -44,6 +45,7 @@ namespace step_avx512_bf16 {
 #define TRIOSERVE_LANES 16
 namespace step_avx512 {
 #include "simd.h"
+#include "dot_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
 }  // namespace step_avx512
@@ -55,6 +57,7 @@ namespace step_avx512 {
 #define TRIOSERVE_LANES 8
 namespace step_avx2 {
 #include "simd.h"
+#include "dot_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
 }  // namespace step_avx2
@@ -65,6 +68,7 @@ namespace step_avx2 {
 #define TRIOSERVE_LANES 4
 namespace step_portable {
 #include "simd.h"
+#include "dot_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
 }  // namespace step_portable

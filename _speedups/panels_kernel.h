@@ -1,64 +1,8 @@
-// panels_kernel.h: one panel of a matrix product; included once per instruction set, within its namespace (see isa.h).
+// panels_kernel.h: one panel of a matrix product; included once per instruction set, within its namespace, after
+// dot_tile.h (see isa.h).
 
-constexpr int kPanel = 2 * kLanes;                // output columns of a panel, two vectors
-constexpr int kTile = kLanes == 16 ? 12 : 4;      // rows whose sums the registers hold
-constexpr int kUnroll = 4;                        // pairs between two looks at what to fetch ahead
 constexpr int64_t kAheadBytes = 8192;
-constexpr int64_t kFetchedBytes = 384 << 10;      // a larger panel would drive the present one out of the cache
-
-INLINE vu load_pairs(const uint32_t* p) {
-    typedef uint32_t vu_anywhere __attribute__((vector_size(4 * TRIOSERVE_LANES), aligned(4), may_alias));
-    return *reinterpret_cast<const vu_anywhere*>(p);
-}
-
-// sum + the products of both halves of a pair. The order is the same for every row and column, so a sum depends on its
-// row and its column and on nothing else.
-#if TRIOSERVE_BF16_DOT
-INLINE vf dot(vf sum, vu a, vu b) {
-    return reinterpret_cast<vf>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a),
-                                                 reinterpret_cast<__m512bh>(b)));
-}
-#else
-INLINE vf dot(vf sum, vu a, vu b) {
-    sum += reinterpret_cast<vf>(a << 16) * reinterpret_cast<vf>(b << 16);
-    return sum + reinterpret_cast<vf>(a & 0xffff0000u) * reinterpret_cast<vf>(b & 0xffff0000u);
-}
-#endif
-
-// Sums of R rows with one panel.
-//   sums [R][kPanel]   a [R][stride], pairs   panel [num_pairs][kPanel], pairs
-template <int R>
-void multiply_tile(float* sums, const uint32_t* a, int64_t stride, const uint32_t* panel, int num_pairs,
-                   const char* ahead, int lines) {
-    vf sum[R][2] = {};
-    for (int pair = 0; pair < num_pairs; pair += kUnroll) {
-        for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-#pragma GCC unroll 4
-        for (int i = 0; i < kUnroll; ++i) {
-            const vu left = load_pairs(panel), right = load_pairs(panel + kLanes);
-#pragma GCC unroll 12
-            for (int r = 0; r < R; ++r) {
-                const vu x = vu{} + a[r * stride + i];
-                sum[r][0] = dot(sum[r][0], x, left);
-                sum[r][1] = dot(sum[r][1], x, right);
-            }
-            panel += kPanel;
-        }
-        a += kUnroll;
-    }
-    for (int r = 0; r < R; ++r) {
-        store(sums + r * kPanel, sum[r][0]);
-        store(sums + r * kPanel + kLanes, sum[r][1]);
-    }
-}
-
-template <int... kRows>
-INLINE void multiply_rows(int num_rows, float* sums, const uint32_t* a, int64_t stride, const uint32_t* panel,
-                          int num_pairs, const char* ahead, int lines, std::integer_sequence<int, kRows...>) {
-    using Tile = void (*)(float*, const uint32_t*, int64_t, const uint32_t*, int, const char*, int);
-    static constexpr Tile tiles[] = {multiply_tile<kRows + 1>...};
-    tiles[num_rows - 1](sums, a, stride, panel, num_pairs, ahead, lines);
-}
+constexpr int64_t kFetchedBytes = 384 << 10;  // a larger panel would drive the present one out of the cache
 
 // activation(x), to a few units in the last place.
 INLINE vf activated(vf x, Activation activation) {
@@ -119,7 +63,7 @@ inline void multiply(const Panels& panels, const Factor& factor, int panel, int 
             lines = share;
         }
         const uint32_t* a = reinterpret_cast<const uint32_t*>(factor.rows + first * factor.stride);
-        multiply_rows(count, sums, a, factor.stride / 2, from, panels.num_pairs, ahead, lines,
+        multiply_rows(count, sums, kPanel, a, factor.stride / 2, from, panels.num_pairs, ahead, lines,
                       std::make_integer_sequence<int, kTile>{});
         for (int row = 0; row < count; ++row) finish_row(sums + row * kPanel, first + row, panel, finish);
     }
