@@ -42,8 +42,9 @@ struct Layer {
 
 class Decoder {
 public:
-    Decoder(const DecoderShape& shape, int num_threads, std::vector<int> cpus, Isa isa)
-        : shape_(shape), isa_(isa), kernels_(kernels_of(isa)), attention_(kernel_of<bf16>(isa)),
+    // alone_work: multiplications below which the caller works alone.
+    Decoder(const DecoderShape& shape, int num_threads, std::vector<int> cpus, int64_t alone_work, Isa isa)
+        : shape_(shape), alone_work_(alone_work), kernels_(kernels_of(isa)), attention_(kernel_of<bf16>(isa)),
           team_(num_threads, std::move(cpus)), layers_(static_cast<size_t>(shape.num_layers)),
           head_size_(static_cast<int64_t>(shape.num_heads) * shape.head_dim),
           x_(padded(shape.hidden_size)), sampled_x_(padded(shape.hidden_size)), normed_(padded(shape.hidden_size)),
@@ -99,7 +100,7 @@ public:
     void forward(const Step& step) {
         reserve(step);
         plan_attention(step);
-        team_.run([&](int member) { run_layers(step, member); });
+        team_.run([&](int member) { run_layers(step, member); }, is_small(layer_work(), step.num_tokens));
     }
 
     // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size]
@@ -110,7 +111,7 @@ public:
             const size_t size = static_cast<size_t>(shape_.hidden_size);
             for_rows(num_rows, [&](int i) { std::memcpy(normed_.row(i), hidden + i * size, size * sizeof(bf16)); });
             multiply(head_, normed_, num_rows, finish);
-        });
+        }, is_small(int64_t{shape_.vocab_size} * shape_.hidden_size, num_rows));
     }
 
 private:
@@ -120,6 +121,16 @@ private:
         std::vector<Task> tasks;
         std::vector<Split> splits;
     };
+
+    // Multiplications of a row with the weights of all layers.
+    int64_t layer_work() const {
+        const int64_t heads = 2 * head_size_ + 2 * int64_t{shape_.num_kv_heads} * shape_.head_dim;
+        return shape_.num_layers * shape_.hidden_size * (heads + 3 * int64_t{shape_.intermediate_size});
+    }
+
+    // Whether the caller does it sooner than a helper that something else keeps from its core lets it go on. Up to some
+    // rows a product takes as long as reading its weights.
+    bool is_small(int64_t work, int num_rows) const { return work * std::max(num_rows, kReadRows) < alone_work_; }
 
     void reserve(const Step& step) {
         const int num_rows = std::max(step.num_tokens, step.num_samples);
@@ -290,11 +301,12 @@ private:
         });
     }
 
+    static constexpr int kReadRows = 6;
     static constexpr int kRowRun = 8;      // rows that a thread claims at once, at most
     static constexpr int kRowBlock = 240;  // rows that share a pass over a panel, at most
 
     const DecoderShape shape_;
-    const Isa isa_;
+    const int64_t alone_work_;
     const Kernels kernels_;
     const Kernel<bf16> attention_;
     Team team_;

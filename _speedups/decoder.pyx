@@ -85,7 +85,7 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         int block_size
 
     cppclass CDecoder "trioserve::Decoder":
-        CDecoder(const DecoderShape&, int num_threads, vector[int] cpus, Isa isa) except +
+        CDecoder(const DecoderShape&, int num_threads, vector[int] cpus, int64_t alone_work, Isa isa) except +
         Layer& layer(int i)
         Panels& head()
         Floats& final_norm()
@@ -124,7 +124,7 @@ cdef class Decoder:
     def __cinit__(
         self, *, int num_layers, int hidden_size, int intermediate_size, int num_heads, int num_kv_heads, int head_dim,
         int vocab_size, int num_positions, float rms_norm_eps, str activation, bint is_interleaved,
-        uintptr_t embeddings, uintptr_t rope_table, int num_threads, cpus, str isa
+        uintptr_t embeddings, uintptr_t rope_table, int num_threads, cpus, int64_t alone_work, str isa
     ):
         cdef DecoderShape* shape = &self._shape
         shape.num_layers, shape.hidden_size, shape.intermediate_size = num_layers, hidden_size, intermediate_size
@@ -133,7 +133,7 @@ cdef class Decoder:
         shape.activation, shape.interleaved = <CActivation><int>_ACTIVATIONS[activation], is_interleaved
         shape.embeddings, shape.rope_table = <const bf16*>embeddings, <const float*>rope_table
         self.isa = isa
-        self._decoder.reset(new CDecoder(self._shape, num_threads, cpus, <Isa><int>_ISAS[isa]))
+        self._decoder.reset(new CDecoder(self._shape, num_threads, cpus, alone_work, <Isa><int>_ISAS[isa]))
 
     @property
     def num_threads(self):

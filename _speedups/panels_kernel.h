@@ -69,22 +69,25 @@ inline void multiply(const Panels& panels, const Factor& factor, int panel, int 
     }
 }
 
-// Fills one panel from a matrix in rows.
+// Fills one column of a panel from a row of a matrix.
+INLINE void pack_column(uint32_t* to, const bf16* from, int begin, int end) {
+    const int whole = end / 2;
+    for (int i = begin / 2; i < whole; ++i)
+        to[i * kPanel] = from[2 * i].bits | static_cast<uint32_t>(from[2 * i + 1].bits) << 16;
+    if (end % 2 != 0) to[whole * kPanel] = from[end - 1].bits;
+}
+
+// Fills one panel from a matrix in rows; where there are no more of them it stays 0.
 //   weights [num_columns][depth], for gated ones twice as many rows, gates first
 inline void pack_panel(const Panels& panels, const bf16* weights, int panel) {
+    constexpr int run = 32;  // elements of a row at a time: a cache line to read, and what is written stays in the cache
     uint32_t* to = panels.pairs + static_cast<int64_t>(panel) * panels.num_pairs * kPanel;
-    const bf16* from[kPanel];  // null: a column past the last, which stays 0
-    for (int column = 0; column < kPanel; ++column) {
-        const int64_t at = panels.gated ? panel * kLanes + column % kLanes : panel * kPanel + column;
-        const int64_t row = panels.gated && column >= kLanes ? panels.num_columns + at : at;
-        from[column] = at < panels.num_columns ? weights + row * panels.depth : nullptr;
-    }
-    for (int i = 0; i < panels.depth; i += 2, to += kPanel) {
-        const bool is_whole = i + 1 < panels.depth;
+    for (int begin = 0; begin < panels.depth; begin += run) {
+        const int end = begin + run < panels.depth ? begin + run : panels.depth;
         for (int column = 0; column < kPanel; ++column) {
-            if (from[column] == nullptr) continue;
-            const uint32_t upper = is_whole ? from[column][i + 1].bits : 0;
-            to[column] = from[column][i].bits | upper << 16;
+            const int64_t at = panels.gated ? panel * kLanes + column % kLanes : panel * kPanel + column;
+            const int64_t row = panels.gated && column >= kLanes ? panels.num_columns + at : at;
+            if (at < panels.num_columns) pack_column(to + column, weights + row * panels.depth, begin, end);
         }
     }
 }

@@ -74,10 +74,12 @@ public:
 
     int size() const { return static_cast<int>(helpers_.size()) + 1; }
 
-    // Calls work(member) once on every member and returns when all are done; work does not throw.
+    // Calls work(member) once on every member and returns when all are done; work does not throw. `alone`: on the caller
+    // only, for what is done before another thread has woken up.
     template <typename Work>
-    void run(const Work& work) {
-        if (helpers_.empty()) return work(0);
+    void run(const Work& work, bool alone = false) {
+        alone_ = alone || helpers_.empty();
+        if (alone_) return work(0);
         const Seat seat(cpus_);
         work_ = std::cref(work);
         {
@@ -93,7 +95,7 @@ public:
     // before any member goes on. `next` is what this member does after i; num_tasks or more: nothing.
     template <typename Task>
     void each(int num_tasks, const Task& task) {
-        if (helpers_.empty()) {
+        if (alone_) {
             for (int i = 0; i < num_tasks; ++i) task(i, i + 1);
             return;
         }
@@ -168,6 +170,7 @@ private:
     Barrier barrier_;
     alignas(64) std::atomic<int> next_{0};
     alignas(64) std::atomic<uint32_t> order_{0};  // goes up by one for every step, and for the end
+    bool alone_ = false;
     bool dismissed_ = false;
     std::function<void(int)> work_;
     std::mutex mutex_;

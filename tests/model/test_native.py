@@ -72,7 +72,7 @@ def native_bench(
     config: DecoderConfig, isa: str = ISAS[-1], num_threads: int = 1, num_blocks: int = 64
 ) -> Bench:
     model = made(config, torch.bfloat16)
-    assert model.pack(Crew(num_threads, isa=isa)) == f"native {isa}, {num_threads} threads"
+    assert model.pack(Crew(num_threads, isa=isa, alone_work=0)) == f"native {isa}, {num_threads} threads"
     return Bench(model, num_blocks)
 
 
@@ -307,7 +307,7 @@ def test_the_caller_may_run_where_it_could_before() -> None:
     """A step keeps it on one core; what other libraries start after must not inherit that."""
     allowed = os.sched_getaffinity(0)
     model = made(config_of(), torch.bfloat16)
-    model.pack(Crew(2, sorted(allowed)[:2]))
+    model.pack(Crew(2, sorted(allowed)[:2], alone_work=0))
     Bench(model).run(Piece(TEXT, 0, 20, BLOCKS))
     assert os.sched_getaffinity(0) == allowed
 

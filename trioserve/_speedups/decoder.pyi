@@ -26,6 +26,7 @@ class Decoder:
         rope_table: int,
         num_threads: int,
         cpus: Sequence[int],
+        alone_work: int,
         isa: str,
     ) -> Self: ...
     def set_layer(

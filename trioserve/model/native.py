@@ -15,6 +15,9 @@ from trioserve.model.layers import Linear, RMSNorm
 
 ISA: Final = native.available_isas()[-1]
 """The best instruction set that this processor has kernels for."""
+_ALONE_WORK: Final = 32 << 20
+"""Some 200 us on one core: two of them would gain half of that, and lose a time slice of milliseconds whenever something
+else has the other core."""
 _VECTOR: Final = 16
 """Heads and blocks of the KV cache are whole vectors of the widest instruction set."""
 
@@ -53,6 +56,8 @@ class Crew:
     cpus: Sequence[int] = ()
     """Where the threads sit while a step runs, one each; empty: wherever the system puts them."""
     isa: str = ISA
+    alone_work: int = _ALONE_WORK
+    """Multiplications in a step below which the caller works alone."""
 
 
 def obstacle(config: DecoderConfig, dtype: torch.dtype) -> str | None:
@@ -95,6 +100,7 @@ class NativeDecoder:
             rope_table=rope_table.data_ptr(),
             num_threads=crew.num_threads,
             cpus=crew.cpus,
+            alone_work=crew.alone_work,
             isa=crew.isa,
         )
 
