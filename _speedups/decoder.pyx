@@ -3,7 +3,7 @@
 # distutils: extra_link_args = -pthread
 # distutils: libraries = dl
 # distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
-# cython: language_level = 3, boundscheck = False, wraparound = False, autotestdict = False
+# cython: language_level = 3, boundscheck = False, wraparound = False, auto_pickle = False, autotestdict = False
 """A step of a whole decoder on the CPU as one call; ``decoder.h`` says how.
 
 The one caller, ``trioserve.model.native``, has checked shapes, types and contiguity: addresses are taken as given.

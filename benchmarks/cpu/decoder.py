@@ -1,6 +1,6 @@
 """A step of the native decoder against the same step of torch's layers with our kernels, alternating.
 
-    python -m benchmarks.cpu.decoder [--shapes S M builtin] [--threads N] [--rounds 15] [--isa avx512_bf16] [--json FILE]
+    python -m benchmarks.cpu.decoder [--shapes S M builtin] [--threads N] [--rounds 15] [--isa avx2] [--json FILE]
 
 Weights are random. S has the shape of SmolLM2-135M, M that of Qwen2.5-0.5B. A decode step has as many sequences as it
 says, each with 128 tokens in its cache, and ends with the logits of all; a prefill is one prompt and the logits after
@@ -119,9 +119,7 @@ def make_caches(config: DecoderConfig) -> list[LayerCache]:
     ]
 
 
-def make_step(
-    model: Decoder, caches: list[LayerCache], batch: ForwardBatch
-) -> Callable[[], torch.Tensor]:
+def make_step(model: Decoder, caches: list[LayerCache], batch: ForwardBatch) -> Callable[[], torch.Tensor]:
     def step() -> torch.Tensor:
         return model.compute_logits(model(batch, caches))
 

@@ -1,4 +1,4 @@
-"""The native decoder against float32, on every instruction set this processor has; and that a row is a row's own affair."""
+"""The native decoder against float32, on every instruction set this processor has; and rows are on their own."""
 
 import gc
 import os
@@ -157,7 +157,7 @@ def test_rows_are_sampled_in_the_order_asked_for() -> None:
 
 # ---- a row's bits do not depend on its neighbours --------------------------------------------------------------------
 
-SHAPES = [
+SHAPES: list[dict[str, Any]] = [
     {"num_heads": 6, "num_kv_heads": 2, "qkv_bias": True, "intermediate_size": 200, "hidden_size": 96},
     {"head_dim": 80, "qk_norm": True, "sliding_windows": (None, 300)},
 ]
@@ -184,7 +184,7 @@ def test_a_prompt_has_the_same_bits_alone_cut_and_after_a_prefix_hit(
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch_of_32(isa: str, num_threads: int) -> None:
-    """Decodes of many lengths, then one of them among chunks; with one thread and with two, which split long contexts."""
+    """Decodes of many lengths, then one of them among chunks; with one thread and with two, which split contexts."""
     config = config_of(**SHAPES[0])
     one = native_bench(config, isa, num_threads, num_blocks=400)
     lengths = [1, 2, 15, 16, 17, 255, 256, 257, 900, *range(30, 53)]
@@ -226,7 +226,9 @@ def test_what_cannot_be_described_stays_on_torch_and_says_why(checkpoints: Check
     assert odd.pack(crew) == "torch layers: head_dim 20 is no multiple of 16"
     wide = loaded(checkpoints, "llama", torch.float32)
     assert wide.pack(crew) == "torch layers: weights are float32, not bfloat16"
-    assert loaded(checkpoints, "llama", torch.float16).pack(crew).startswith("torch layers: weights are float16")
+    assert (
+        loaded(checkpoints, "llama", torch.float16).pack(crew).startswith("torch layers: weights are float16")
+    )
     expected = checkpoints.logits("llama-odd-width", TEXT)
     assert error(Bench(odd).run(Piece(TEXT, 0, 75, BLOCKS)), expected) < TOLERANCE
 

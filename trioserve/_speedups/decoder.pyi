@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from typing import Self, final
 
 def available_isas() -> tuple[str, ...]: ...
+
 @final
 class Decoder:
     @property

@@ -16,8 +16,8 @@ from trioserve.model.layers import Linear, RMSNorm
 ISA: Final = native.available_isas()[-1]
 """The best instruction set that this processor has kernels for."""
 _ALONE_WORK: Final = 32 << 20
-"""Some 200 us on one core: two of them would gain half of that, and lose a time slice of milliseconds whenever something
-else has the other core."""
+"""Some 200 us on one core: two would gain half of that, and lose a time slice of milliseconds whenever something else
+has the other core."""
 _VECTOR: Final = 16
 """Heads and blocks of the KV cache are whole vectors of the widest instruction set."""
 
@@ -114,7 +114,7 @@ class NativeDecoder:
         weights = {name: linear.weight.data_ptr() for name, linear in layer.products.items()}
         window = self._config.sliding_windows[number] or 0
         self._decoder.set_layer(number, **weights, sliding_window=window)
-        norms = {name: _wide(norm and norm.weight) for name, norm in layer.norms.items()}
+        norms = {name: _wide(None if norm is None else norm.weight) for name, norm in layer.norms.items()}
         self._decoder.set_norms(number, **_addresses(norms))
         biases = {name: _wide(linear.bias) for name, linear in layer.products.items()}
         self._decoder.set_biases(number, **_addresses(biases))
