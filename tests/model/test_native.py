@@ -72,7 +72,8 @@ def native_bench(
     config: DecoderConfig, isa: str = ISAS[-1], num_threads: int = 1, num_blocks: int = 64
 ) -> Bench:
     model = made(config, torch.bfloat16)
-    assert model.pack(Crew(num_threads, isa=isa, alone_work=0)) == f"native {isa}, {num_threads} threads"
+    threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
+    assert model.pack(Crew(num_threads, isa=isa, alone_work=0)) == f"native {isa}, {threads}"
     return Bench(model, num_blocks)
 
 

@@ -107,7 +107,8 @@ class NativeDecoder:
     @property
     def description(self) -> str:
         """Such as "native avx512, 2 threads"."""
-        return f"native {self._decoder.isa}, {self._decoder.num_threads} threads"
+        count = self._decoder.num_threads
+        return f"native {self._decoder.isa}, {count} thread{'s' if count > 1 else ''}"
 
     def add_layer(self, number: int, layer: NativeLayer) -> None:
         """Pack layer ``number``; its matrices in rows are not needed after."""
