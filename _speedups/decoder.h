@@ -29,7 +29,7 @@ struct DecoderShape {
     float eps;
     Activation activation;
     bool interleaved;
-    const bf16* embeddings;   // [vocab_size][hidden_size], the caller's
+    const bf16* embeddings;   // [vocab_size][hidden_size], the caller's; null: those of the head
     const float* rope_table;  // [num_positions][2][head_dim / 2], the caller's
 };
 
@@ -216,8 +216,7 @@ private:
 
     void run_layers(const Step& step, int member) {
         for_rows(step.num_tokens, [&](int i) {
-            const bf16* embedding = shape_.embeddings + step.token_ids[i] * shape_.hidden_size;
-            kernels_.embed_row(x_.row(i), embedding, shape_.hidden_size);
+            embed(x_.row(i), step.token_ids[i]);
             norm(x_, i, layers_[0].input_norm);
         });
         for (size_t i = 0; i < layers_.size(); ++i) {
@@ -240,6 +239,13 @@ private:
             norm(sampled_x_, i, final_norm_);
             std::memcpy(step.hidden + i * size, normed_.row(i), size * sizeof(bf16));
         });
+    }
+
+    void embed(float* x, int64_t token_id) {
+        if (shape_.embeddings == nullptr)
+            kernels_.unpack_column(x, head_, static_cast<int>(token_id));
+        else
+            kernels_.embed_row(x, shape_.embeddings + token_id * shape_.hidden_size, shape_.hidden_size);
     }
 
     // What comes after attention in a layer.

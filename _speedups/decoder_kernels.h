@@ -78,6 +78,7 @@ namespace step_portable {
 struct Kernels {
     int lanes;
     void (*pack_panel)(const Panels&, const bf16* weights, int panel);
+    void (*unpack_column)(float* out, const Panels&, int column);
     void (*multiply)(const Panels&, const Factor&, int panel, int next_panel, const Finish&);
     void (*embed_row)(float* out, const bf16* weights, int size);
     void (*norm_row)(bf16* out, const float* x, const float* weights, int size, float eps);
@@ -85,7 +86,9 @@ struct Kernels {
 };
 
 #define TRIOSERVE_KERNELS(set) \
-    Kernels { set::kLanes, set::pack_panel, set::multiply, set::embed_row, set::norm_row, set::place_row }
+    Kernels {                                                                                                \
+        set::kLanes, set::pack_panel, set::unpack_column, set::multiply, set::embed_row, set::norm_row, set::place_row \
+    }
 
 inline Kernels kernels_of(Isa isa) {
 #if defined(__x86_64__)

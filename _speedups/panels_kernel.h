@@ -69,6 +69,16 @@ inline void multiply(const Panels& panels, const Factor& factor, int panel, int 
     }
 }
 
+// A column as it was in its row, for a matrix that is the embedding as well.
+//   out [depth]
+inline void unpack_column(float* out, const Panels& panels, int column) {
+    const uint32_t* from = panels.pairs + static_cast<int64_t>(column / kPanel) * panels.num_pairs * kPanel + column % kPanel;
+    for (int i = 0; i < panels.depth; ++i) {
+        const uint32_t pair = from[i / 2 * kPanel], bits = i % 2 != 0 ? pair & 0xffff0000u : pair << 16;
+        __builtin_memcpy(out + i, &bits, 4);
+    }
+}
+
 // Fills one column of a panel from a row of a matrix.
 INLINE void pack_column(uint32_t* to, const bf16* from, int begin, int end) {
     const int whole = end / 2;

@@ -177,7 +177,7 @@ class Decoder(nn.Module):
             return self._native.description
         for layer in self.modules():
             if isinstance(layer, Linear):
-                layer.pack(keep_weight=self._is_embedding(layer))
+                layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
         return f"torch layers: {why}"
 
     def _packed_for(self, crew: Crew) -> NativeDecoder:
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
         packed = NativeDecoder(
             self.config,
             crew,
-            embeddings=model.embed_tokens.weight.data,
+            embeddings=None if self.config.tie_word_embeddings else model.embed_tokens.weight.data,
             rope_table=model.rope_table,
             num_layers=len(model.layers),
         )
@@ -196,12 +196,8 @@ class Decoder(nn.Module):
             for linear in native.products.values():
                 linear.free()
         packed.add_head(model.norm, self.lm_head)
-        if not self._is_embedding(self.lm_head):
-            self.lm_head.free()
+        self.lm_head.free()
         return packed
-
-    def _is_embedding(self, layer: Linear) -> bool:
-        return layer is self.lm_head and self.config.tie_word_embeddings
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Run a step: write its KV, return the hidden states of the rows that sample.

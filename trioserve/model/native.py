@@ -73,15 +73,22 @@ class NativeDecoder:
     """A decoder whose weights are packed for one instruction set; runs one step at a time."""
 
     def __init__(
-        self, config: DecoderConfig, crew: Crew, *, embeddings: Tensor, rope_table: Tensor, num_layers: int
+        self,
+        config: DecoderConfig,
+        crew: Crew,
+        *,
+        embeddings: Tensor | None,
+        rope_table: Tensor,
+        num_layers: int,
     ) -> None:
         """Begin one; ``add_layer`` for each layer and ``add_head`` complete it.
 
         Shapes:
-            embeddings: [vocab_size, hidden_size] bfloat16, read by every step
+            embeddings: [vocab_size, hidden_size] bfloat16, read by every step; None: the head's matrix, packed
             rope_table: [num_positions, 2, head_dim / 2] float32, read by every step
         """
-        assert embeddings.is_contiguous() and rope_table.is_contiguous(), "tables are not contiguous"
+        assert rope_table.is_contiguous(), "the table is not contiguous"
+        assert embeddings is None or embeddings.is_contiguous(), "the embeddings are not contiguous"
         self._config = config
         self._tables = (embeddings, rope_table)
         self._decoder = native.Decoder(
@@ -96,7 +103,7 @@ class NativeDecoder:
             rms_norm_eps=config.rms_norm_eps,
             activation=config.activation,
             is_interleaved=config.rope.style == "interleaved",
-            embeddings=embeddings.data_ptr(),
+            embeddings=0 if embeddings is None else embeddings.data_ptr(),
             rope_table=rope_table.data_ptr(),
             num_threads=crew.num_threads,
             cpus=crew.cpus,
