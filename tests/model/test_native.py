@@ -21,7 +21,7 @@ from trioserve.model.batch import LayerCache
 from trioserve.model.config import DecoderConfig, read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import load_weights
-from trioserve.model.native import Crew
+from trioserve.model.native import Crew, Spare
 from trioserve.model.rope_config import RopeConfig
 
 TOLERANCE = 0.03
@@ -276,6 +276,25 @@ def test_packing_frees_the_matrices_in_rows() -> None:
         model = made(config_of(tie_word_embeddings=tied), torch.bfloat16)
         model.pack(Crew(1))
         assert {name for name, parameter in model.named_parameters() if parameter.dim() == 2} == expected
+
+
+def test_spare_memory_is_used_again_once_nobody_holds_a_tensor_on_it() -> None:
+    spare = Spare()
+    first = spare.empty(3, 5).fill_(1.0)
+    kept = first[1]
+    del first
+    second = spare.empty(3, 5).fill_(2.0)
+    assert kept.tolist() == [1.0] * 5
+    again = second.data_ptr()
+    values = second.numpy()
+    del second
+    assert spare.empty(1, 1).data_ptr() != again, "an array is still on it"
+    assert values.sum() == 30.0
+    third = spare.empty(2, 7)
+    place = third.data_ptr()
+    del third
+    assert spare.empty(2, 6).data_ptr() == place
+    assert spare.empty(0, 9).shape == (0, 9)
 
 
 # ---- the threads -----------------------------------------------------------------------------------------------------
