@@ -303,7 +303,7 @@ private:
             const int block = task % num_blocks;
             const Factor factor{rows.row(0), rows.stride(), static_cast<int>(int64_t{num_rows} * block / num_blocks),
                                 static_cast<int>(int64_t{num_rows} * (block + 1) / num_blocks)};
-            kernels_.multiply(panels, factor, task / num_blocks, next < num_tasks ? next / num_blocks : -1, finish);
+            kernels_.multiply(panels, factor, task / num_blocks, next < 0 ? -1 : next / num_blocks, finish);
         });
     }
 

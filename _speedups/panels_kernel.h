@@ -1,6 +1,7 @@
 // panels_kernel.h: one panel of a matrix product; included once per instruction set, within its namespace, after
 // dot_tile.h (see isa.h).
 
+constexpr int kFetchedRows = 3;  // of fewer the processor itself sees the stream soon enough
 constexpr int64_t kAheadBytes = 8192;
 constexpr int64_t kFetchedBytes = 384 << 10;  // a larger panel would drive the present one out of the cache
 
@@ -57,7 +58,7 @@ inline void multiply(const Panels& panels, const Factor& factor, int panel, int 
         int lines = 0;
         if (num_tiles == 1 || !is_small) {
             ahead += kAheadBytes;
-            lines = tile == 0 ? all_lines : 0;
+            lines = tile == 0 && num_rows >= kFetchedRows ? all_lines : 0;
         } else if (next >= 0 && next != panel && tile * share < all_lines) {
             ahead = reinterpret_cast<const char*>(panels.pairs + next * size) + size * 4 * tile * share / all_lines;
             lines = share;

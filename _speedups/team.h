@@ -1,8 +1,9 @@
 // team.h: the threads that carry out one step together.
 //
 // The caller is one of them. The others sleep between steps and spin while one runs: a step has hundreds of phases of a
-// few microseconds each, which no sleeping thread would be awake for. A phase's tasks are claimed one by one, so a core
-// that is slow, or busy with something else, does not hold the others up by more than the task it is at and the next.
+// few microseconds each, which no sleeping thread would be awake for. A phase's tasks are shared out in runs, for memory
+// is read fastest from front to back; who is done with his own takes from the end of another's, so a core that is slow,
+// or busy with something else, does not hold the others up by more than the task it is at.
 #pragma once
 
 #include <pthread.h>
@@ -58,7 +59,8 @@ private:
 class Team {
 public:
     // `cpus`: where members sit while a step runs, the caller on the first; empty: wherever the system puts them.
-    Team(int num_members, std::vector<int> cpus) : cpus_(std::move(cpus)), barrier_(num_members) {
+    Team(int num_members, std::vector<int> cpus)
+        : cpus_(std::move(cpus)), barrier_(num_members), runs_(static_cast<size_t>(num_members)) {
         try {
             for (int member = 1; member < num_members; ++member) helpers_.emplace_back([this, member] { help(member); });
         } catch (...) {
@@ -72,7 +74,7 @@ public:
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
-    int size() const { return static_cast<int>(helpers_.size()) + 1; }
+    int size() const { return static_cast<int>(runs_.size()); }
 
     // Calls work(member) once on every member and returns when all are done; work does not throw. `alone`: on the caller
     // only, for what is done before another thread has woken up.
@@ -81,6 +83,7 @@ public:
         alone_ = alone || helpers_.empty();
         if (alone_) return work(0);
         const Seat seat(cpus_);
+        member_ = 0;
         work_ = std::cref(work);
         {
             const std::lock_guard<std::mutex> lock(mutex_);
@@ -92,19 +95,24 @@ public:
     }
 
     // Within run, called by every member alike: task(i, next) once for each i of 0 .. num_tasks - 1, and all of them
-    // before any member goes on. `next` is what this member does after i; num_tasks or more: nothing.
+    // before any member goes on. `next` is what this member is likely to do after i, -1: not known.
     template <typename Task>
     void each(int num_tasks, const Task& task) {
         if (alone_) {
-            for (int i = 0; i < num_tasks; ++i) task(i, i + 1);
+            for (int i = 0; i < num_tasks; ++i) task(i, i + 1 < num_tasks ? i + 1 : -1);
             return;
         }
-        for (int i = next_.fetch_add(1, std::memory_order_relaxed); i < num_tasks;) {
-            const int next = next_.fetch_add(1, std::memory_order_relaxed);
-            task(i, next);
-            i = next;
+        const int me = member_, count = size();
+        for (int turn = 0; turn < count; ++turn) {
+            const int whose = (me + turn) % count;
+            const int first = share(num_tasks, whose), end = share(num_tasks, whose + 1);
+            Run& run = runs_[static_cast<size_t>(whose)];
+            for (int i; (i = turn == 0 ? run.from_front(first, end) : run.from_back(first, end)) >= 0;)
+                task(i, turn == 0 && i + 1 < end ? i + 1 : -1);
         }
-        barrier_.meet([this] { next_.store(0, std::memory_order_relaxed); });
+        barrier_.meet([this] {
+            for (Run& run : runs_) run.reset();
+        });
     }
 
 private:
@@ -129,6 +137,35 @@ private:
         bool taken_ = false;
     };
 
+    // How much of a member's tasks is taken, from the front by him and from the back by the others.
+    class Run {
+    public:
+        int from_front(int first, int end) {
+            const uint64_t before = take(end - first, 1);
+            return before == kNone ? -1 : first + static_cast<int>(before & 0xffffffff);
+        }
+        int from_back(int first, int end) {
+            const uint64_t before = take(end - first, uint64_t{1} << 32);
+            return before == kNone ? -1 : end - 1 - static_cast<int>(before >> 32);
+        }
+        void reset() { taken_.store(0, std::memory_order_relaxed); }
+
+    private:
+        static constexpr uint64_t kNone = ~uint64_t{0};
+
+        uint64_t take(int size, uint64_t one) {
+            uint64_t taken = taken_.load(std::memory_order_relaxed);
+            do {
+                if (static_cast<int>(taken & 0xffffffff) + static_cast<int>(taken >> 32) >= size) return kNone;
+            } while (!taken_.compare_exchange_weak(taken, taken + one, std::memory_order_relaxed));
+            return taken;
+        }
+
+        alignas(64) std::atomic<uint64_t> taken_{0};
+    };
+
+    int share(int num_tasks, int member) const { return static_cast<int>(int64_t{num_tasks} * member / size()); }
+
     static bool sit(int cpu) {
         cpu_set_t only;
         CPU_ZERO(&only);
@@ -137,6 +174,7 @@ private:
     }
 
     void help(int member) {
+        member_ = member;
         if (static_cast<size_t>(member) < cpus_.size()) sit(cpus_[static_cast<size_t>(member)]);
         for (uint32_t done = 0;; ++done) {
             wait_for_order(done);
@@ -166,9 +204,11 @@ private:
         helpers_.clear();
     }
 
+    static inline thread_local int member_ = 0;
+
     const std::vector<int> cpus_;
     Barrier barrier_;
-    alignas(64) std::atomic<int> next_{0};
+    std::vector<Run> runs_;  // [size()]
     alignas(64) std::atomic<uint32_t> order_{0};  // goes up by one for every step, and for the end
     bool alone_ = false;
     bool dismissed_ = false;
