@@ -10,12 +10,15 @@
 //
 // A matrix unit (AMX) would be one more `multiply_tile` over panels of its own layout, and a line of `kernels_of` (decoder_kernels.h).
 //
-// Ladder (Zen 5, 2 cores; S: 576 x 1536-like, M: 896 x 9728 and 4864 x 896; GB/s of weights or GMAC/s, of 50 and 512):
-//                                                             1 row    8 rows   32 rows      512 rows
-//   1. one panel after the other, no fetching ahead           48 GB/s  37 GB/s  350 GMAC/s   486 GMAC/s
-//   2. the first tile fetches 8 KB ahead                      46       41       408          489
-//   3. with several tiles each fetches a share of the next
-//      panel, which the core has claimed already              46       43       472          484
+// Ladder (Zen 5 with AVX-512 and bf16 dot products, two threads; weights read, GB/s, where reading alone reached 50, in
+// brackets 73; multiplications, G/s, of 512):
+//                                                                1 row     8 rows    32 rows   512 rows
+//   1. panel after panel, each claimed by whoever is free        48 (56)   37 (33)   350       486
+//   2. the first tile fetches 8 KB ahead; of 1 or 2 rows it
+//      gains nothing and is left out                             46 (52)   41 (42)   408       489
+//   3. with several tiles each fetches a share of the panel that
+//      the thread will turn to next                                                  472       488
+//   4. a thread's panels follow each other (team.h)                 (70)      (57)
 #pragma once
 
 #include <cstdint>
