@@ -50,7 +50,7 @@ def wanted(
     thinking: ThinkingForm | None = None,
     **fields: Any,
 ) -> tuple[AnswerForm, str] | None:
-    request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], tools=tools, **fields)  # type: ignore[list-item, arg-type]  # as JSON has it
+    request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], tools=tools, **fields)  # type: ignore[arg-type]  # as JSON has it
     return answer_form(asked, request.tool_offer(), dialect, thinking)
 
 

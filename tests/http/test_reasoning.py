@@ -31,7 +31,7 @@ async def asked_of(body: dict[str, Any], **options: Any) -> tuple[dict[str, Any]
 
 async def refused(body: dict[str, Any], **options: Any) -> Answer:
     async with a_house(**options) as house:
-        answer = await house.post(PATH, {"messages": HI, **body})
+        answer: Answer = await house.post(PATH, {"messages": HI, **body})
     assert answer.status == 400
     return answer
 

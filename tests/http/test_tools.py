@@ -100,7 +100,7 @@ async def test_the_sdk_puts_streamed_calls_together(autojump_clock: MockClock) -
     assert choice.message.content == "So: "
     assert [
         (c.type, c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls or []
-    ] == [  # type: ignore[union-attr]
+    ] == [
         ("function", "look", {"at": "sea"}),
         ("function", "dig", {"deep": True}),
     ]
