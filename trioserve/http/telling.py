@@ -60,8 +60,8 @@ class Piece(Struct, frozen=True):
             index=self.index,
             id=self.call_id or UNSET,
             type=self.kind if self.call_id else UNSET,
-            function=UNSET if is_custom else CalledFunctionDelta(self.text, name),
-            custom=CalledCustomDelta(self.text, name) if is_custom else UNSET,
+            function=UNSET if is_custom else CalledFunctionDelta(name=name, arguments=self.text),
+            custom=CalledCustomDelta(name=name, input=self.text) if is_custom else UNSET,
         )
         return ChatDelta(tool_calls=[call])
 

@@ -258,18 +258,18 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
-class CalledFunctionDelta(Struct, frozen=True):
+class CalledFunctionDelta(Struct, frozen=True, kw_only=True):
     """What a chunk adds to ``function``."""
 
-    arguments: str
     name: str | UnsetType = UNSET
+    arguments: str
 
 
-class CalledCustomDelta(Struct, frozen=True):
+class CalledCustomDelta(Struct, frozen=True, kw_only=True):
     """What a chunk adds to ``custom``."""
 
-    input: str
     name: str | UnsetType = UNSET
+    input: str
 
 
 class ChatToolCallDelta(Struct, frozen=True, kw_only=True):
