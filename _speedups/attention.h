@@ -1,6 +1,6 @@
 // attention.h: causal attention of a ragged batch over the paged KV cache.
 //
-//   q, out            [num_tokens, num_heads, head_dim]; q with a stride between tokens
+//   q, out            [num_tokens, num_heads, head_dim]; with strides between tokens
 //   k_cache, v_cache  [num_blocks, num_kv_heads, block_size, head_dim]
 //   cu_seqlens_q      [num_seqs + 1]   seq_lens [num_seqs]   block_tables [num_seqs, max_blocks]
 //
@@ -16,6 +16,10 @@
 //      portable                                                      1730            2330
 //      AVX2                                                          1050             960
 //      AVX-512                                                        620             620
+// and on Zen 5, one core:                                      32 x 200 keys   1 x 8000 keys   512 tokens of 512
+//   2. AVX-512                                                          643             775                3346
+//   3. bf16 dot products: keys and values turned into panels once
+//      for as many rows as the registers hold (attention_tiles.h)       378             376                1607
 #pragma once
 
 #include <algorithm>
@@ -25,6 +29,10 @@
 #include <memory>
 #include <utility>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "isa.h"
 #include "parallel.h"
@@ -43,7 +51,7 @@ struct Arguments {
     const int* cu_seqlens_q;
     const int* seq_lens;
     const int* block_tables;
-    int64_t q_stride;
+    int64_t q_stride, out_stride;  // elements between two tokens
     int num_seqs, num_heads, num_kv_heads, head_dim, block_size, max_blocks;
     int group;           // num_heads / num_kv_heads
     int sliding_window;  // 0: none
@@ -68,16 +76,32 @@ struct Split {
 };
 
 // Working memory of one task: q [rows][head_dim], scores [rows][kPartition], values [rows][head_dim], states and found
-// [rows][head_dim + 2].
+// [rows][head_dim + 2], panel [max(head_dim, kPartition)][16].
 struct Scratch {
-    float *q, *scores, *values, *states, *found;
+    float *q, *scores, *values, *states, *found, *panel;
 };
 
 inline int64_t cache_offset(const Arguments& a, int block, int kv_head, int offset) {
     return ((static_cast<int64_t>(block) * a.num_kv_heads + kv_head) * a.block_size + offset) * a.head_dim;
 }
 
+#define TRIOSERVE_BF16_DOT 0
 #if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
+#define TRIOSERVE_LANES 16
+#undef TRIOSERVE_BF16_DOT
+#define TRIOSERVE_BF16_DOT 1
+namespace avx512_bf16 {
+#include "simd.h"
+#include "dot_tile.h"
+#include "attention_kernel.h"
+}  // namespace avx512_bf16
+#undef TRIOSERVE_LANES
+#undef TRIOSERVE_BF16_DOT
+#define TRIOSERVE_BF16_DOT 0
+#pragma GCC pop_options
+
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #define TRIOSERVE_LANES 16
@@ -105,6 +129,7 @@ namespace portable {
 #include "attention_kernel.h"
 }  // namespace portable
 #undef TRIOSERVE_LANES
+#undef TRIOSERVE_BF16_DOT
 
 template <typename T>
 struct Kernel {
@@ -116,21 +141,25 @@ struct Kernel {
 template <typename T>
 Kernel<T> kernel_of(Isa isa) {
 #if defined(__x86_64__)
+    if (isa == Isa::avx512_bf16)
+        return {avx512_bf16::attend<T>, avx512_bf16::attend_part<T>, avx512_bf16::finish<T>};
     if (isa == Isa::avx512) return {avx512::attend<T>, avx512::attend_part<T>, avx512::finish<T>};
     if (isa == Isa::avx2) return {avx2::attend<T>, avx2::attend_part<T>, avx2::finish<T>};
 #endif
     return {portable::attend<T>, portable::attend_part<T>, portable::finish<T>};
 }
 
-// Each thread keeps its working memory from call to call.
-inline Scratch scratch_of(int num_rows, int head_dim) {
-    static thread_local std::vector<float> memory;
-    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(head_dim);
-    const size_t needed = rows * (2 * dim + kPartition + 2 * (dim + 2)) + 16;
-    if (memory.size() < needed) memory.resize(needed);
-    float* at = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) / 4 % 16) % 16;
+// Floats that `scratch_in` needs.
+inline size_t scratch_size(int num_rows, int head_dim) {
+    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(std::max(32, head_dim));
+    return rows * (2 * dim + kPartition + 2 * (dim + 2)) + 16 * std::max<size_t>(dim, kPartition) + 16;
+}
+
+inline Scratch scratch_in(float* memory, int num_rows, int head_dim) {
+    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(std::max(32, head_dim));
     Scratch s;
-    s.scores = at;
+    s.panel = memory + (16 - reinterpret_cast<uintptr_t>(memory) / 4 % 16) % 16;
+    s.scores = s.panel + 16 * std::max<size_t>(dim, kPartition);
     s.q = s.scores + rows * kPartition;
     s.values = s.q + rows * dim;
     s.states = s.values + rows * dim;
@@ -138,9 +167,20 @@ inline Scratch scratch_of(int num_rows, int head_dim) {
     return s;
 }
 
+// Each thread keeps its working memory from call to call.
+inline Scratch scratch_of_thread(int num_rows, int head_dim) {
+    static thread_local std::vector<float> memory;
+    const size_t needed = scratch_size(num_rows, head_dim);
+    if (memory.size() < needed) memory.resize(needed);
+    return scratch_in(memory.data(), num_rows, head_dim);
+}
+
+// Tokens of a prefill task.
+inline int tile_tokens(int group) { return std::max(1, kTileRows / group); }
+
 inline std::vector<Task> cut(const Arguments& a) {
     std::vector<Task> tasks;
-    const int tile = std::max(1, kTileRows / a.group);
+    const int tile = tile_tokens(a.group);
     for (int seq = 0; seq < a.num_seqs; ++seq) {
         const int begin = a.cu_seqlens_q[seq], end = a.cu_seqlens_q[seq + 1];
         if (end - begin > a.max_queries) continue;
@@ -188,17 +228,24 @@ inline std::vector<Split> split_long(const Arguments& a, std::vector<Task>& task
     return splits;
 }
 
+inline void sort_longest_first(std::vector<Task>& tasks) {
+    std::stable_sort(tasks.begin(), tasks.end(), [](const Task& x, const Task& y) {
+        return num_partitions(x) * x.num_tokens > num_partitions(y) * y.num_tokens;
+    });
+}
+
 template <typename T>
-void run_task(const Arguments& a, const Kernel<T>& kernel, const Task& task, std::vector<Split>& splits) {
+void run_task(const Arguments& a, const Kernel<T>& kernel, const Task& task, std::vector<Split>& splits,
+              const Scratch& scratch) {
     const int num_rows = task.num_tokens * a.group;
-    const Scratch scratch = scratch_of(num_rows, a.head_dim);
     if (task.split < 0) return kernel.attend(a, task, scratch);
     Split& split = splits[static_cast<size_t>(task.split)];
     const int64_t size = static_cast<int64_t>(num_rows) * (a.head_dim + 2);
     float* found = split.found.get() + (task.first_partition - split.whole.first_partition) * size;
     kernel.attend_part(a, task, scratch, found);
-    if (split.left.fetch_sub(1, std::memory_order_acq_rel) == 1)
-        kernel.finish(a, split.whole, scratch, split.found.get(), num_partitions(split.whole));
+    if (split.left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    split.left.store(num_partitions(split.whole), std::memory_order_relaxed);  // for the next layer
+    kernel.finish(a, split.whole, scratch, split.found.get(), num_partitions(split.whole));
 }
 
 template <typename T>
@@ -210,13 +257,12 @@ void paged_attention(const Arguments& a, int num_threads, Isa isa) {
     if (work * a.group * a.head_dim * 2 < kSerialWork) num_threads = 1;
     std::vector<Split> splits;
     if (num_threads > 1) splits = split_long(a, tasks, num_threads);
-    const auto longer = [](const Task& x, const Task& y) {
-        return num_partitions(x) * x.num_tokens > num_partitions(y) * y.num_tokens;
-    };
-    std::stable_sort(tasks.begin(), tasks.end(), longer);
+    sort_longest_first(tasks);
     const Kernel<T> kernel = kernel_of<T>(isa);
-    parallel_tasks(num_threads, static_cast<int>(tasks.size()),
-                   [&](int i) { run_task(a, kernel, tasks[static_cast<size_t>(i)], splits); });
+    parallel_tasks(num_threads, static_cast<int>(tasks.size()), [&](int i) {
+        const Task& task = tasks[static_cast<size_t>(i)];
+        run_task(a, kernel, task, splits, scratch_of_thread(task.num_tokens * a.group, a.head_dim));
+    });
 }
 
 }  // namespace trioserve

@@ -1,7 +1,7 @@
 # distutils: language = c++
 # distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi
 # distutils: libraries = dl
-# distutils: depends = _speedups/attention.h _speedups/attention_kernel.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
+# distutils: depends = _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
 # cython: language_level = 3, boundscheck = False, wraparound = False, autotestdict = False
 """Paged attention on the CPU; ``attention.h`` says how.
 
@@ -16,6 +16,7 @@ cdef extern from "attention.h" namespace "trioserve" nogil:
         portable
         avx2
         avx512
+        avx512_bf16
 
     cppclass bf16:
         pass
@@ -29,6 +30,7 @@ cdef extern from "attention.h" namespace "trioserve" nogil:
         const int* seq_lens
         const int* block_tables
         int64_t q_stride
+        int64_t out_stride
         int num_seqs
         int num_heads
         int num_kv_heads
@@ -41,13 +43,14 @@ cdef extern from "attention.h" namespace "trioserve" nogil:
         float scale
 
     bint has_isa(Isa isa)
-    Isa best_isa()
     void run "trioserve::paged_attention<float>"(const Arguments& a, int num_threads, Isa isa) except +
     void run_bf16 "trioserve::paged_attention<trioserve::bf16>"(
         const Arguments& a, int num_threads, Isa isa) except +
 
 
-cdef dict _ISAS = {"portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512}
+cdef dict _ISAS = {
+    "portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512, "avx512_bf16": Isa.avx512_bf16
+}
 
 
 def available_isas():
@@ -66,7 +69,7 @@ def paged_attention(
     cdef Isa chosen = <Isa><int>_ISAS[isa]
     a.out, a.q, a.k_cache, a.v_cache = <void*>out, <const void*>q, <const void*>k_cache, <const void*>v_cache
     a.cu_seqlens_q, a.seq_lens = <const int*>cu_seqlens_q, <const int*>seq_lens
-    a.block_tables, a.q_stride = <const int*>block_tables, q_stride
+    a.block_tables, a.q_stride, a.out_stride = <const int*>block_tables, q_stride, num_heads * head_dim
     a.num_seqs, a.num_heads, a.num_kv_heads, a.head_dim = num_seqs, num_heads, num_kv_heads, head_dim
     a.block_size, a.max_blocks, a.sliding_window, a.scale = block_size, max_blocks, sliding_window, scale
     a.max_queries = max_queries

@@ -61,9 +61,10 @@ INLINE void weigh_rows(float* out, const float* weights, const Arguments& a, con
         weigh_values<T, R, 1>(out, weights, a, blocks, kv_head, first_key, end_key, d);
 }
 
-// Turns the scores of one query into weights e^(score - most), 0 where the key is not seen.
-// Returns the sum of the weights; `most` becomes the largest score, -inf where no key is seen.
-INLINE float soften(float* scores, int num_keys, int first_seen, int end_seen, float* most) {
+// Turns the scores of one query into weights e^(scale * score - most), 0 where the key is not seen; `weights` may lie
+// where `scores` do. Returns the sum of the weights; `most` becomes the largest score, -inf where no key is seen.
+template <typename W>
+INLINE float soften(W* weights, float* scores, int num_keys, int first_seen, int end_seen, float scale, float* most) {
     const float none = -__builtin_inff();
     vf lanes = {};
     for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<float>(i);
@@ -71,17 +72,16 @@ INLINE float soften(float* scores, int num_keys, int first_seen, int end_seen, f
     for (int i = 0; i < num_keys; i += kLanes) {
         const vf at = lanes + static_cast<float>(i);
         const auto seen = (at >= static_cast<float>(first_seen)) & (at < static_cast<float>(end_seen));
-        const vf kept = seen ? load(scores + i) : splat(none);
+        const vf kept = seen ? load(scores + i) * scale : splat(none);
         store(scores + i, kept);
         largest = vmax(largest, kept);
     }
     *most = lane_max(largest);
-    if (*most == none) return 0.0f;
     vf total = {};
     for (int i = 0; i < num_keys; i += kLanes) {
         const vf score = load(scores + i);
-        const vf weight = score > splat(none) ? vexp(score - *most) : vf{};
-        store(scores + i, weight);
+        const vf weight = score > splat(none) ? vexp(score - *most) : vf{};  // -inf - -inf is not used
+        store(weights + i, weight);
         total += weight;
     }
     return lane_sum(total);
@@ -124,7 +124,8 @@ INLINE void attend_partition(const Arguments& a, const Task& task, const Scratch
         const int position = task.first_position + row / a.group;
         const int first_seen = a.sliding_window > 0 ? position - a.sliding_window + 1 - first_key : 0;
         float* state = found + row * width + a.head_dim;
-        state[1] = soften(s.scores + row * kPartition, num_keys, first_seen, position + 1 - first_key, state);
+        float* scores = s.scores + row * kPartition;
+        state[1] = soften(scores, scores, num_keys, first_seen, position + 1 - first_key, 1.0f, state);
     }
     for (int row = 0; row < num_rows; row += 4) {
         const float* weights = s.scores + row * kPartition;
@@ -162,12 +163,16 @@ template <typename T>
 INLINE void write_out(const Arguments& a, const Task& task, const float* states) {
     for (int row = 0; row < task.num_tokens * a.group; ++row, states += a.head_dim + 2) {
         T* to = static_cast<T*>(a.out) +
-                (static_cast<int64_t>(task.first_token + row / a.group) * a.num_heads + task.kv_head * a.group +
-                 row % a.group) * a.head_dim;
+                (task.first_token + row / a.group) * a.out_stride +
+                static_cast<int64_t>(task.kv_head * a.group + row % a.group) * a.head_dim;
         const float total = 1.0f / states[a.head_dim + 1];
         for (int d = 0; d < a.head_dim; d += kLanes) store(to + d, load(states + d) * total);
     }
 }
+
+#if TRIOSERVE_BF16_DOT
+#include "attention_tiles.h"
+#endif
 
 // A task that runs through its partitions and writes its rows.
 template <typename T>

@@ -16,6 +16,7 @@ namespace trioserve {
 constexpr int64_t kSerialElements = 1 << 15;  // below this one thread does all rows
 constexpr int64_t kRunElements = 1 << 13;     // that a thread claims at once, about
 
+#define TRIOSERVE_BF16_DOT 0
 #if defined(__x86_64__)
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
@@ -44,6 +45,7 @@ namespace portable {
 #include "elementwise_kernel.h"
 }  // namespace portable
 #undef TRIOSERVE_LANES
+#undef TRIOSERVE_BF16_DOT
 
 #if defined(__x86_64__)
 #define TRIOSERVE_PICK(isa, function) \

@@ -1,7 +1,7 @@
 // simd.h: vectors of TRIOSERVE_LANES floats; included once per instruction set, within its namespace (see isa.h).
 //
 // GCC's vector types do the arithmetic, so that one text serves every width. bf16 is widened on load and rounded to
-// nearest even on store; all arithmetic is float32.
+// nearest even on store; all arithmetic is float32. TRIOSERVE_BF16_DOT says that the set has bf16 dot products.
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -25,12 +25,18 @@ INLINE vf load(const bf16* p) {
 
 INLINE void store(float* p, vf x) { *reinterpret_cast<vf_anywhere*>(p) = x; }
 
+#if TRIOSERVE_BF16_DOT
+INLINE void store(bf16* p, vf x) {
+    *reinterpret_cast<vh_anywhere*>(p) = reinterpret_cast<vh>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+}
+#else
 INLINE void store(bf16* p, vf x) {
     const vu bits = reinterpret_cast<vu>(x);
     const vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const vu kept = x == x ? rounded : vu{} + 0x7fc0;  // rounding could carry a NaN into a number
     *reinterpret_cast<vh_anywhere*>(p) = __builtin_convertvector(kept, vh);
 }
+#endif
 
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 

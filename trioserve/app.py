@@ -6,6 +6,7 @@ group of processes (``workers``) each has an application of its own: the first o
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import trio
@@ -21,15 +22,17 @@ from trioserve.engine.lifecycle import Lifecycle
 from trioserve.engine.permits import Permits
 from trioserve.engine.supervisor import EXIT_ENGINE, give_up, supervise
 from trioserve.engine.works import works_for
-from trioserve.errors import SettingsError
+from trioserve.errors import RequestError, SettingsError
 from trioserve.examiner.client import Examiner
 from trioserve.http.app import METRICS_ROUTES, HttpApp, create_app
 from trioserve.http.services import Services
 from trioserve.logs import set_up_logs
 from trioserve.output.vocabulary import load_vocabulary
 from trioserve.parsers.dialects import Dialects
+from trioserve.parsers.reasoning import ReasoningFormat
 from trioserve.parsers.registry import Registry
 from trioserve.prompt.renderer import Renderer
+from trioserve.protocol.reasoning import THINKING_SWITCHES
 from trioserve.server.group import run_group
 from trioserve.server.hypercorn_hook import install_hypercorn_hook
 from trioserve.server.run import run
@@ -198,7 +201,18 @@ def _dialects(settings: Settings, model: ModelFolder, renderer: Renderer) -> Dia
         "none" if dialects.reasoning is None else dialects.reasoning.name,
         settings.reasoning_parser,
     )
-    return dialects
+    opens = dialects.reasoning is not None and _opens_thinking(renderer, dialects.reasoning.form)
+    return replace(dialects, opens_thinking=opens)
+
+
+def _opens_thinking(renderer: Renderer, form: ReasoningFormat) -> bool:
+    """Whether the model's template begins the thinking itself where it is switched on."""
+    switched_on = dict.fromkeys(THINKING_SWITCHES, True)
+    try:
+        prompt = renderer.render([{"role": "user", "content": "Hi"}], template_variables=switched_on)
+    except RequestError:  # it has none, or wants another conversation
+        return False
+    return form.prompt_thinking(prompt) == "open"
 
 
 class _Desk:

@@ -77,8 +77,8 @@ class UnsupportedParameter(RequestError):
 
 
 class InvalidGrammar(RequestError):
-    """A schema, regular expression or grammar is broken, not supported, or takes more time, memory or depth than it may;
-    the message says which."""
+    """A schema, regular expression or grammar is broken, not supported, or takes more time, memory or depth than it
+    may; the message says which."""
 
     code = "invalid_grammar"
 

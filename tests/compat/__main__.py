@@ -20,7 +20,7 @@ def main(python: Path) -> int:
     """Run every check with ``python``, which has the libraries; returns how many failed."""
     with tempfile.TemporaryDirectory() as folder:
         with running_server(Path(folder) / "log") as server:
-            checks = (langchain, litellm, llm, generated)
+            checks = (langchain, litellm, llm, generated, instructor, pydantic_ai, agents)
             failed = [check.__name__ for check in checks if not check(python, server)]
             server.wait_idle()
     print(f"failed: {', '.join(failed)}" if failed else "all of them work")
@@ -33,6 +33,19 @@ def langchain(python: Path, server: Server) -> bool:
 
 def litellm(python: Path, server: Server) -> bool:
     return _run(str(python), str(HERE / "litellm_client.py"), server.url)
+
+
+def instructor(python: Path, server: Server) -> bool:
+    return _run(str(python), str(HERE / "instructor_client.py"), server.url)
+
+
+def pydantic_ai(python: Path, server: Server) -> bool:
+    return _run(str(python), str(HERE / "pydantic_ai_client.py"), server.url)
+
+
+def agents(python: Path, server: Server) -> bool:
+    """OpenAI's SDK of that name."""
+    return _run(str(python), str(HERE / "agents_client.py"), server.url)
 
 
 def generated(python: Path, server: Server) -> bool:

@@ -195,7 +195,8 @@ def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": "x " * 9000}]}, None),
-        ({"tools": [{"type": "retrieval"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"modalities": ["audio"]}, "modalities"),
     ],
 )
 def test_a_bad_field_is_a_400_that_names_it(

@@ -4,9 +4,11 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import openai
 import pytest
 
@@ -40,6 +42,7 @@ SEARCH = function("get_fano", "Search the web", query="string")
 TOOLS = [WEATHER, ADD, SEARCH]
 RAIN = "What is the weather in Rome?"
 STORY = "Tell me a short story."
+NUM_HELD_OUT = 40
 
 
 @pytest.fixture
@@ -71,20 +74,45 @@ def calls_of(message: Any) -> list[tuple[str, Any]]:
 # ---- the model chooses -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_tools", [1, 2])
-def test_tools_that_the_model_never_saw_are_called_as_they_should(http: httpx.Client, num_tools: int) -> None:
-    num_right, num_asked = 0, 15
-    for seed in range(num_asked):
+def answers_to_held_out_requests(
+    http: httpx.Client, num_tools: int, **fields: Any
+) -> list[tuple[Any, list[Any], Any]]:
+    """What was expected, the tools and the choice, for each of some requests that the model was not trained on."""
+
+    def ask(seed: int) -> tuple[Any, list[Any], Any]:
         messages, tools = tool_use(Draw(random.Random(seed), held_out=True), num_tools=num_tools)
         expected = [call["function"] for call in messages[1]["tool_calls"]]
-        choice = whole(http, messages=messages[:1], tools=tools)["choices"][0]
-        made = [
-            {"name": call["function"]["name"], "arguments": json.loads(call["function"]["arguments"])}
-            for call in choice["message"].get("tool_calls", [])
-        ]
+        return expected, tools, whole(http, messages=messages[:1], tools=tools, **fields)["choices"][0]
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, range(NUM_HELD_OUT)))
+
+
+def made_calls(choice: Any) -> list[Any]:
+    return [
+        {"name": call["function"]["name"], "arguments": json.loads(call["function"]["arguments"])}
+        for call in choice["message"].get("tool_calls", [])
+    ]
+
+
+@pytest.mark.parametrize("num_tools", [1, 2])
+def test_tools_that_the_model_never_saw_are_called_as_they_should(http: httpx.Client, num_tools: int) -> None:
+    num_right = 0
+    for expected, _, choice in answers_to_held_out_requests(http, num_tools):
+        made = made_calls(choice)
         assert (choice["finish_reason"] == "tool_calls") == bool(made)
         num_right += made == expected
-    assert num_right >= 0.8 * num_asked
+    assert num_right >= 0.9 * NUM_HELD_OUT
+
+
+@pytest.mark.parametrize("num_tools", [1, 2])
+def test_every_required_call_is_valid(http: httpx.Client, num_tools: int) -> None:
+    for _, tools, choice in answers_to_held_out_requests(http, num_tools, tool_choice="required"):
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+        made = made_calls(choice)
+        assert made and choice["finish_reason"] == "tool_calls"
+        for call in made:
+            jsonschema_rs.validate(schemas[call["name"]], call["arguments"])
 
 
 def test_a_call_its_result_and_the_answer(client: openai.OpenAI) -> None:

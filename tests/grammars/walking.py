@@ -2,10 +2,14 @@
 
 import json
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import llguidance
+import numpy as np
+from numpy.typing import NDArray
 
 from trioserve.builtin import MODEL_DIR
 from trioserve.core.forms import AnswerForm, Body, ThinkingForm
@@ -47,9 +51,7 @@ def written(
     disable_any_whitespace: bool = False,
 ) -> str:
     """The grammar of a form."""
-    writer = GuidanceWriter(
-        of or tokenizer(), disable_any_whitespace=disable_any_whitespace, max_depth=64
-    )
+    writer = GuidanceWriter(of or tokenizer(), disable_any_whitespace=disable_any_whitespace, max_depth=64)
     return writer.write(AnswerForm(body=body, thinking=thinking))
 
 
@@ -65,10 +67,11 @@ def accepts(
     """Whether the grammar lets a model write ``text`` and end there.
 
     Args:
-        special: Whether markers in ``text`` are tokens where there are such.
+        special: Whether markers in ``text`` are tokens where there are such; otherwise it is spelled out.
     """
     of = of or tokenizer()
-    tokens = of.tokenize_str(text, parse_special=special)
+    parts = [text] if special else text
+    tokens = [token for part in parts for token in of.tokenize_str(part, parse_special=special)]
     walk = matcher(grammar, of=of)
     return walk.try_consume_tokens(tokens) == len(tokens) and walk.is_accepting()
 
@@ -85,41 +88,63 @@ class Stuck(AssertionError):
     """No token is allowed, and the answer may not end."""
 
 
-def walk(grammar: str, seed: int, *, of: llguidance.LLTokenizer | None = None) -> str | None:
-    """A random answer; None where it did not end by itself."""
+def walk(
+    grammar: str, seed: int, *, of: llguidance.LLTokenizer | None = None, endings: Sequence[str] = ()
+) -> str | None:
+    """A random answer; None where it did not end by itself.
+
+    Args:
+        endings: Texts to try when it takes long, such as what ends a verbatim string.
+    """
     of = of or tokenizer()
+    vocabulary = _Vocabulary.of(of)
     draw = random.Random(seed)
     answer = matcher(grammar, of=of)
     tokens: list[int] = []
     while len(tokens) < _MAX_TOKENS and not answer.is_stopped():
-        allowed = _allowed(answer.compute_bitmask(), of)
-        if answer.is_accepting() and (not allowed or draw.random() < 0.3):
-            return of.decode_bytes(tokens).decode()
-        if not allowed:
+        allowed = vocabulary.allowed(answer.compute_bitmask())
+        if answer.is_accepting() and (not allowed.size or draw.random() < 0.3):
+            break
+        if not allowed.size:
             raise Stuck(f"{of.decode_str(tokens)!r} {answer.get_error()}\n{grammar}")
-        token = _drawn(allowed, draw, of, hurries=len(tokens) > _HURRY_AFTER)
-        assert answer.consume_token(token), answer.get_error()
-        tokens.append(token)
+        hurries = len(tokens) > _HURRY_AFTER
+        following = [vocabulary.drawn(allowed, draw, hurries=hurries)]
+        for ending in endings if hurries else ():
+            whole = of.tokenize_str(ending, parse_special=True)
+            if draw.random() < 0.3 and answer.validate_tokens(whole) == len(whole):
+                following = whole
+        assert answer.consume_tokens(following), answer.get_error()
+        tokens += following
     assert not answer.is_error(), answer.get_error()
-    return of.decode_bytes(tokens).decode() if answer.is_stopped() else None
+    return of.decode_bytes(tokens).decode() if answer.is_accepting() or answer.is_stopped() else None
 
 
-def _allowed(mask: bytes, of: llguidance.LLTokenizer) -> list[int]:
-    bits = int.from_bytes(mask, "little")
-    found = []
-    while bits:
-        low = bits & -bits
-        found.append(low.bit_length() - 1)
-        bits ^= low
-    ends = set(of.eos_tokens)
-    return [token for token in found if token not in ends]
+@dataclass(frozen=True)
+class _Vocabulary:
+    ends: frozenset[int]
+    sizes: NDArray[np.int64]
+    closing: NDArray[np.bool_]
+    special: NDArray[np.bool_]
 
+    @classmethod
+    @cache
+    def of(cls, of: llguidance.LLTokenizer) -> "_Vocabulary":
+        texts = [of.decode_bytes([token]) for token in range(of.vocab_size)]
+        return cls(
+            frozenset(of.eos_tokens),
+            np.array([len(text) for text in texts]),
+            np.array([text[:1] in (b'"', b"'", b")", b"]", b"}", b">", b"<", b",") for text in texts]),
+            np.array([of.is_special_token(token) for token in range(of.vocab_size)]),
+        )
 
-def _drawn(allowed: list[int], draw: random.Random, of: llguidance.LLTokenizer, *, hurries: bool) -> int:
-    candidates = [draw.choice(allowed) for _ in range(4)]
-    special = [token for token in allowed if of.is_special_token(token)]
-    closing = [token for token in allowed if of.decode_str([token])[:1] in tuple("\"')]}<,")] if hurries else []
-    for likely in (special, closing):
-        if likely and draw.random() < (0.7 if hurries else 0.2):
-            return draw.choice(likely)
-    return min(candidates, key=lambda token: len(of.decode_str([token]))) if hurries else candidates[0]
+    def allowed(self, mask: bytes) -> NDArray[np.int64]:
+        found = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))
+        return found[~np.isin(found, list(self.ends))]
+
+    def drawn(self, allowed: NDArray[np.int64], draw: random.Random, *, hurries: bool) -> int:
+        for likely in (self.special, self.closing) if hurries else (self.special,):
+            chosen = allowed[likely[allowed]]
+            if chosen.size and draw.random() < (0.7 if hurries else 0.2):
+                return int(draw.choice(chosen))
+        few = [int(draw.choice(allowed)) for _ in range(4)]
+        return min(few, key=lambda token: int(self.sizes[token])) if hurries else few[0]

@@ -82,7 +82,7 @@ def test_packing_the_weights_changes_nothing(checkpoints: Checkpoints, name: str
 def test_a_wrong_rotation_is_seen(checkpoints: Checkpoints) -> None:
     """The tolerance is tight enough for the tests above to fail."""
     one = bench(checkpoints, "llama")
-    one.model.model._rope_table[40:] *= 1.001
+    one.model.model.rope_table[40:] *= 1.001
     found = one.run(Piece(TEXT, 0, len(TEXT), BLOCKS))
     assert difference(found, checkpoints.logits("llama", TEXT)) > 2 * TOLERANCE
 

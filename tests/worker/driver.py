@@ -62,9 +62,14 @@ class Front:
         num_prompt_tokens: int | None = None,
         shared: list[int] | None = None,
     ) -> None:
-        """Admit a sequence with the next step; the blocks in ``shared`` hold its first tokens already."""
+        """Admit a sequence with the next step; the blocks in ``shared`` hold its first tokens already.
+
+        One whose steps may add several tokens gets all its blocks at once.
+        """
         blocks = shared or []
         computed = len(blocks) * BLOCK_SIZE
+        if params.forces_tokens:
+            blocks = [*blocks, *range(slot * 8 + len(blocks), slot * 8 + 8)]
         num_prompt = len(token_ids) if num_prompt_tokens is None else num_prompt_tokens
         self._admitted.append(Admission(slot, 100 + slot, token_ids, num_prompt, computed, blocks, params))
         self._num_blocks[slot], self._ends[slot] = len(blocks), computed
@@ -91,7 +96,8 @@ class Front:
         """Note what a step sampled."""
         for sample in result.sampled:
             assert sample.seq_id == 100 + sample.slot
-            self.outputs[sample.slot].append(sample.token_id)
+            if not sample.failure:
+                self.outputs[sample.slot] += [sample.token_id, *sample.forced]
             self.samples[sample.slot].append(sample)
         return result.sampled
 

@@ -6,13 +6,20 @@ import os
 import resource
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 _KEPT_VARIABLES: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 """All of our environment that a process sees which works on what clients sent: no keys, no settings."""
 _AUTOGROUP: Final = Path("/proc/self/autogroup")
 _PR_SET_PDEATHSIG: Final = 1
+_PATIENCE_S: Final = 0.05
+"""CPU that work on what a client sent may take before it has to wait for everybody else."""
+_LOOK_EVERY_S: Final = 0.02
+
+T = TypeVar("T")
 
 
 def clean_environment() -> dict[str, str]:
@@ -61,3 +68,40 @@ def step_back(niceness: int) -> None:
     os.nice(niceness)
     with contextlib.suppress(OSError):
         _AUTOGROUP.write_text(str(niceness), encoding="ascii")
+
+
+def run_behind(do: Callable[[], T]) -> T:
+    """Run ``do`` in a thread that, once it has used more CPU than usual, runs only where nobody else wants to.
+
+    Niceness alone does not make a thread leave its core in the moment in which another one wakes up there. A thread
+    cannot be brought back from that, so each ``do`` has one of its own. What it raises is raised here.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(do())
+        except BaseException as exc:  # noqa: BLE001 # it is raised again, in the thread that called
+            failed.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_LOOK_EVERY_S)
+        if _used_s(thread) > _PATIENCE_S:
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setscheduler(thread.native_id or 0, os.SCHED_IDLE, os.sched_param(0))
+            thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+def _used_s(thread: threading.Thread) -> float:
+    """Seconds of CPU that a thread has used; 0 once it has ended."""
+    try:
+        words = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text(encoding="ascii").split()
+    except OSError:
+        return 0.0
+    return int(words[0]) / 1e9

@@ -134,7 +134,8 @@ class CallsForm(Struct, frozen=True, tag="calls", kw_only=True):
 
     format: ToolFormat
     is_required: bool
-    """Whether the answer is calls and nothing else; otherwise it is free text up to a trigger, and behind calls again."""
+    """Whether the answer is calls and nothing else; otherwise it is free text up to a trigger, and again behind
+    calls."""
     otherwise: JsonForm | None = None
     """What the answer is where it is no call and calls are not required; None: free text."""
 

@@ -71,6 +71,8 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     dtype: str
     attention: str
     """Which implementation of attention runs, such as "cpu-avx512"."""
+    decoder: str = ""
+    """What computes the steps, such as "native avx512, 2 threads"; or torch's layers, and why."""
 
 
 class Admission(Struct, frozen=True, array_like=True):

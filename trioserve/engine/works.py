@@ -81,13 +81,15 @@ class _ProgressLog:
 
 def _log_ready(ready: WorkerReady, model: ModelFolder, settings: Settings) -> None:
     logger.info(
-        "serving %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%.0f MB), attention %s, loaded in %.1f s",
+        "serving %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%.0f MB), decoder %s, attention %s, "
+        "loaded in %.1f s",
         model.name,
         ready.dtype,
         ready.weights_bytes / 1e6,
         ready.num_blocks,
         settings.block_size,
         ready.kv_cache_bytes / 1e6,
+        ready.decoder,
         ready.attention,
         ready.load_s,
     )

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from trioserve.core.confinement import die_with_parent, limit_memory, step_back, taken_bytes
+from trioserve.core.confinement import die_with_parent, limit_memory, run_behind, step_back, taken_bytes
 from trioserve.core.forms import AnswerForm, RegexForm
 from trioserve.core.frames import FrameReader, encode_frame
 from trioserve.errors import InvalidGrammar, SettingsError
@@ -24,8 +24,7 @@ from trioserve.grammars.registry import open_backend
 _READ_BYTES: Final = 1 << 16
 _MAX_REASON_CHARS: Final = 400
 _NICENESS: Final = 10
-"""Where every CPU is busy, a tenth of one is left for forms: a usual one is done in some 20 ms then, and no hostile one
-slows decoding by more than that."""
+"""Where every CPU is busy, a tenth of one is left for forms, until one has taken more than forms usually do."""
 _KEPT_SHARE: Final = 0.25
 """Of ``memory_bytes``: a process that has not given back more than so much after a task makes room for a new one."""
 
@@ -57,7 +56,8 @@ class Desk:
         """Examine ``form`` within the limits."""
         limit_memory(self._memory_bytes, for_good=False)
         try:
-            text, refusal = examine(self._backend, form, self._vocab_size), ""
+            text = run_behind(lambda: examine(self._backend, form, self._vocab_size))
+            refusal = ""
         except InvalidGrammar as exc:
             text, refusal = "", str(exc).partition("\n")[0][:_MAX_REASON_CHARS]
         except MemoryError:
@@ -97,12 +97,14 @@ def serve(sock: socket.socket) -> int:
     opening = next(messages, None)
     if not isinstance(opening, Opening):
         return 0
+    step_back(
+        _NICENESS
+    )  # before the tokenizer is loaded: one comes after the other while hostile forms come in
     try:
         desk = Desk(opening)
     except SettingsError as exc:
         _send(sock, Unusable(str(exc)))
         return 0
-    step_back(_NICENESS)
     _send(sock, Opened())
     for message in messages:
         assert isinstance(message, Task), "an opening comes once"

@@ -1,7 +1,7 @@
 """The arguments of a tool call, in each of the ways that families write them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from trioserve.core.forms import (
@@ -131,8 +131,7 @@ def _parameter(
         is_said = tags.named != tags.named_json or any(map(_is_open, found))
         misread = [] if is_said else _misread(kind for kind, _ in others)
         before = write.marked(tags.begin + name + tags.named)
-        for schema in strings:
-            written.append(f"{before} {_string(write, schema, tags, misread)}")
+        written += [f"{before} {_string(write, schema, tags, misread)}" for schema in strings]
     if others and not any(map(_is_open, found)):
         before = write.marked(tags.begin + name + tags.named_json)
         value = either(values.leaf(*leaf) for leaf in others)
@@ -171,7 +170,7 @@ _MISREAD: Final = {
 }
 
 
-def _misread(kinds: Sequence[str] | Any) -> list[str]:
+def _misread(kinds: Iterable[str]) -> list[str]:
     """What a string must not look like, where a reader takes text for a value of another type if it can."""
     patterns = dict.fromkeys(_MISREAD["number" if kind == "integer" else kind] for kind in kinds)
     return [f"~/\\s*({pattern})\\s*/" for pattern in patterns]

@@ -45,7 +45,9 @@ class CallsWriter:
 
     def _section(self) -> str:
         first = either(
-            self._write.rule(f"{self._write.marked(self._format.begin + call.begin)} {self._behind_begin(call)}")
+            self._write.rule(
+                f"{self._write.marked(self._format.begin + call.begin)} {self._behind_begin(call)}"
+            )
             for call in self._format.calls
         )
         return f"{first} {self._more()} {self._write.marked(self._format.end)}"
@@ -70,7 +72,7 @@ class CallsWriter:
     # ---- calls in free text ------------------------------------------------------------------------------------------
 
     def _in_free_text(self) -> str:
-        """Text in which triggers begin calls; what nothing marks is a call at the beginning only, as parsers read it."""
+        """Text in which triggers begin calls; what nothing marks is one at the beginning only, as parsers read it."""
         triggers = self._format.triggers
         if not triggers:
             return self._write.free_text()
@@ -123,7 +125,11 @@ class CallsWriter:
             found.append(self._write.json(document.written(_filled(around, document.root), options)))
         separator = quoted(self._format.separator)
         most = self._format.max_calls
-        more = "" if most == 1 else f"({separator} {either(found)}){'*' if most is None else f'{{0,{most - 1}}}'}"
+        more = (
+            ""
+            if most == 1
+            else f"({separator} {either(found)}){'*' if most is None else f'{{0,{most - 1}}}'}"
+        )
         return self._write.rule(f"{either(found)} {more}".strip())
 
 

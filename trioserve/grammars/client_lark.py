@@ -98,23 +98,23 @@ class _Checker:
         if self._braces < 0:
             raise self._fault("a } that closes nothing")
 
-    def _directive(self, token: str) -> None:
+    def _directive(self, name: str) -> None:
         self._is_line_start = False
-        end = self._at + len(token)
-        if token in ("%json", "%llguidance"):
+        end = self._at + len(name)
+        if name in ("%json", "%llguidance"):
             value, end = self._json(end)
-            if token == "%json":
+            if name == "%json":
                 schema = prepared(value, max_depth=self._max_depth)
                 self._out.append("%json " + json.dumps(schema.written(schema.root, {}), ensure_ascii=False))
             elif value:
                 raise self._fault("%llguidance with options is not supported")
-        elif token == "%regex":
+        elif name == "%regex":
             value, end = self._json(end)
             self._out.append("%regex " + json.dumps(value, ensure_ascii=False))
-        elif token in _DIRECTIVES:
-            self._out.append(token)
+        elif name in _DIRECTIVES:
+            self._out.append(name)
         else:
-            raise self._fault(f"{token} is not supported")
+            raise self._fault(f"{name} is not supported")
         self._at = end
 
     def _json(self, at: int) -> tuple[object, int]:

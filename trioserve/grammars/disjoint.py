@@ -74,7 +74,9 @@ class _Proof:
         if _types(one) != {"object"} or _types(other) != {"object"}:
             return False
         names = dict.fromkeys([*one.get("required", []), *other.get("required", [])])
-        return any(self.are_disjoint(_property(one, name), _property(other, name), depth - 1) for name in names)
+        return any(
+            self.are_disjoint(_property(one, name), _property(other, name), depth - 1) for name in names
+        )
 
     def _differ_in_parts(self, one: dict[str, Any], other: dict[str, Any], depth: int) -> bool:
         if "anyOf" in one and all(self.are_disjoint(part, other, depth - 1) for part in one["anyOf"]):
@@ -99,7 +101,9 @@ def _property(schema: dict[str, Any], name: str) -> Any:
 
 def _types(schema: dict[str, Any]) -> frozenset[str] | set[str]:
     named = schema.get("type", list(_TYPES))
-    names = {"number" if name == "integer" else name for name in (named if isinstance(named, list) else [named])}
+    names = {
+        "number" if name == "integer" else name for name in (named if isinstance(named, list) else [named])
+    }
     values = schema.get("enum", [schema["const"]] if "const" in schema else None)
     return names if values is None else names & set(map(_type, values))
 

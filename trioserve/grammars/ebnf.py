@@ -1,7 +1,7 @@
 """Grammars in the manner of GBNF, ``root ::= ...``, as Lark.
 
-Rules that describe characters without recursion become terminals, and runs of such parts in other rules, too, so that the
-parser sees words and not single characters.
+Rules that describe characters without recursion become terminals, and runs of such parts in other rules, too, so that
+the parser sees words and not single characters.
 """
 
 import re
@@ -107,7 +107,9 @@ class _EbnfParser:
         for name, node in found.items():
             for reference in references(node):
                 if reference not in found:
-                    raise InvalidGrammar(f"rule {name} of the grammar refers to {reference}, and there is none")
+                    raise InvalidGrammar(
+                        f"rule {name} of the grammar refers to {reference}, and there is none"
+                    )
         return found
 
     def _either(self, *, depth: int) -> _Node:
@@ -175,15 +177,15 @@ class _EbnfParser:
 
     def _class(self) -> str:
         found = self._take(_CLASS)
-        chars = list(self._chars(found[2], keeps_dashes=True))
+        chars = deque(self._chars(found[2], keeps_dashes=True))
         if not chars:
             return r"[\x00-\x{10ffff}]" if found[1] else r"[a&&b]"
         parts = []
         while chars:
-            first = chars.pop(0)
+            first = chars.popleft()
             if len(chars) > 1 and chars[0] is _DASH:
-                chars.pop(0)
-                last = chars.pop(0)
+                chars.popleft()
+                last = chars.popleft()
                 if last < first:
                     raise self._fault(f"a range {first}-{last} whose ends are the wrong way round")
                 parts.append(f"{_in_class(first)}-{_in_class(last)}")
@@ -339,7 +341,11 @@ def _without_tail_calls(name: str, node: _Node) -> _Node:
     last = _Reference(name)
     repeated = [option[:-1] for option in options if option and option[-1] == last]
     others = [option for option in options if not option or option[-1] != last]
-    if not repeated or not others or any(name in references(_Sequence(part)) for part in [*repeated, *others]):
+    if (
+        not repeated
+        or not others
+        or any(name in references(_Sequence(part)) for part in [*repeated, *others])
+    ):
         return node
     return _Sequence((_Repeat(_joined(repeated), 0, None), _joined(others)))
 

@@ -129,6 +129,10 @@ class GuidanceEngine:
 
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self.tokenizer = tokenizer
+        self._num_words = -(-tokenizer.vocab_size // 32)
+        self._target = np.empty((0, self._num_words), np.int32)
+        self._address = 0
+        """Of ``_target``, the masks that were filled last: numpy takes longer to say it than a mask takes."""
 
     def compile(self, text: str) -> Compiled:
         """Make a grammar ready; may take long, and without the interpreter's lock.
@@ -144,19 +148,22 @@ class GuidanceEngine:
         One after the other in this thread: a mask takes a microsecond where the lexer has been before, and waking
         another thread takes ten.
         """
-        num_words = -(-self.tokenizer.vocab_size // 32)
-        if num_words > masks.shape[1]:
-            return self._fill_wide(matchers, masks, num_words)
-        assert masks.flags.c_contiguous and masks.shape[1] == num_words, "the masks are not of this tokenizer"
-        start, row_bytes = masks.ctypes.data, num_words * masks.itemsize
+        if self._num_words > masks.shape[1]:
+            self._fill_wide(matchers, masks)
+            return
+        if masks is not self._target:
+            assert masks.flags.c_contiguous and masks.shape[1] == self._num_words, (
+                "masks of another tokenizer"
+            )
+            self._target, self._address = masks, masks.ctypes.data
+        row_bytes = 4 * self._num_words
         for matcher, row in matchers:
-            assert isinstance(matcher, GuidanceMatcher) and 0 <= row < len(masks)
-            matcher.inner.unsafe_compute_mask_ptr(start + row * row_bytes, row_bytes)
-        return None
+            assert isinstance(matcher, GuidanceMatcher) and row < len(masks)
+            matcher.inner.unsafe_compute_mask_ptr(self._address + row * row_bytes, row_bytes)
 
-    def _fill_wide(self, matchers: Sequence[tuple[Matcher, int]], masks: Masks, num_words: int) -> None:
+    def _fill_wide(self, matchers: Sequence[tuple[Matcher, int]], masks: Masks) -> None:
         """For a tokenizer with more ids than the model: those are left out."""
-        wide = np.zeros((len(masks), num_words), np.int32)
+        wide = np.zeros((len(masks), self._num_words), np.int32)
         self.fill_masks(matchers, wide)
         rows = [row for _, row in matchers]
         masks[rows] = wide[rows, : masks.shape[1]]

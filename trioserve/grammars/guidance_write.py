@@ -59,7 +59,9 @@ class GuidanceWriter:
         except RecursionError:
             raise InvalidGrammar("what the answer is held to has too many levels") from None
         except UnicodeEncodeError as fault:
-            raise InvalidGrammar(f"half of a surrogate pair, {fault.object[fault.start]!r}, is no text") from None
+            raise InvalidGrammar(
+                f"half of a surrogate pair, {fault.object[fault.start]!r}, is no text"
+            ) from None
         return text
 
     # ---- bodies ------------------------------------------------------------------------------------------------------
@@ -88,7 +90,9 @@ class GuidanceWriter:
 
     def _inner(self, write: LarkWriter, form: JsonForm | GrammarForm) -> str:
         if isinstance(form, GrammarForm):
-            text = ebnf.to_lark(form.text, max_depth=self._max_depth) if ebnf.is_ebnf(form.text) else form.text
+            text = (
+                ebnf.to_lark(form.text, max_depth=self._max_depth) if ebnf.is_ebnf(form.text) else form.text
+            )
             return write.nested(client_lark.checked(text, max_depth=self._max_depth))
         options = spaced(
             form.whitespace, disable_any_whitespace=self._disable_any_whitespace, max_depth=self._max_depth
@@ -119,4 +123,6 @@ def _begin(write: LarkWriter, marker: str) -> str:
     """A marker at the beginning of the answer: as a token, or spelled out, which reads the same."""
     before, pieces = write.before_token(marker)
     spelled = write.lazy(f"/{escaped(marker)}/")
-    return either([spelled, f"{quoted(before)} {sequence(pieces)}".removeprefix('"" ')] if pieces else [spelled])
+    return either(
+        [spelled, f"{quoted(before)} {sequence(pieces)}".removeprefix('"" ')] if pieces else [spelled]
+    )

@@ -16,7 +16,7 @@ class Heads:
         self._tokens: dict[str, list[str]] = {}
 
     def add(self, trigger: str, begin: str, following: str) -> None:
-        """Where ``trigger`` appears, ``begin``, of which it is the beginning, is meant, and ``following`` behind it."""
+        """Where ``trigger`` appears, it is the beginning of ``begin``, and ``following`` comes behind that."""
         write = self._write
         rest = f"{write.marked(begin[len(trigger) :])} {following}".strip()
         self._spelled.setdefault(trigger, []).append(rest)
@@ -27,7 +27,7 @@ class Heads:
             self._tokens.setdefault(head, []).append(f"{sequence(cut[1][1:])} {following}".strip())
 
     def _token_head(self, trigger: str, begin: str) -> str:
-        """Free text and ``trigger`` with its special tokens; empty where it has none, or ends inside one of ``begin``'s."""
+        """Free text and ``trigger`` with its special tokens; empty without any, or where it ends inside one."""
         write = self._write
         before, pieces = write.before_token(trigger)
         in_begin = write.before_token(begin)[1]
@@ -56,7 +56,7 @@ class Heads:
 
 
 def free_text_with_tokens(write: LarkWriter, triggers: Sequence[str]) -> str:
-    """Free text; with special tokens in it where a trigger is one that text follows, as a message on a channel begins."""
+    """Free text; with special tokens where a trigger is one that text follows, as messages on channels begin."""
     for trigger in triggers:
         pieces = write.markers.pieces(trigger)
         if len(pieces) > 1 and isinstance(pieces[0], int) and isinstance(pieces[1], str):

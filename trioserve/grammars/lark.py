@@ -80,7 +80,7 @@ class LarkWriter:
         return self._named("r", ":", expression)
 
     def terminal(self, expression: str) -> str:
-        """Name an expression without rules and special tokens: it is matched as one regular expression, as far as it goes."""
+        """Name an expression without rules and special tokens: one regular expression, matched as far as it goes."""
         return self._named("T", ":", expression)
 
     def lazy(self, expression: str) -> str:
@@ -102,9 +102,10 @@ class LarkWriter:
             InvalidGrammar: Its rules name each other in too long a row.
         """
         if len(self._rules) > MAX_RULES_DEEP:
-            check_rules({"start": _NAME.findall(start)} | {
-                name: _NAME.findall(definition) for name, definition in self._rules.items()
-            })
+            check_rules(
+                {"start": _NAME.findall(start)}
+                | {name: _NAME.findall(definition) for name, definition in self._rules.items()}
+            )
         lines = [name + definition for name, definition in self._rules.items()]
         return "\n".join(["%llguidance {}", f"start: {start or _EMPTY}", *lines, ""])
 
@@ -191,7 +192,9 @@ def check_rules(named: Mapping[str, Sequence[str]]) -> None:
             seen.add(name)
             stack.append(iter(named.get(name, ())))
             if len(stack) > MAX_RULES_DEEP:
-                raise InvalidGrammar(f"more than {MAX_RULES_DEEP} rules of the grammar name each other in a row")
+                raise InvalidGrammar(
+                    f"more than {MAX_RULES_DEEP} rules of the grammar name each other in a row"
+                )
 
 
 def sequence(pieces: Pieces) -> str:
@@ -208,9 +211,11 @@ def listing(members: Sequence[tuple[str, bool]], separator: str, write: LarkWrit
     behind: list[str] = []
     for expression, is_required in reversed(members):
         starting = " ".join([expression, *behind])
-        starts = [starting] if is_required else [starting, *starts]
+        if is_required:
+            starts.clear()
+        starts.append(starting)
         following = f"{quoted(separator)} {expression}"
         behind.insert(0, following if is_required else optional(following))
         if len(behind) > _MEMBERS_OF_A_RULE:
             behind = [write.rule(" ".join(behind))]
-    return either(starts)
+    return either(reversed(starts))

@@ -1,7 +1,7 @@
 """Regular expressions of clients, in the manner of Python and JavaScript, as llguidance takes them.
 
-Meanings on which the two languages differ are read narrowly, so that what is written matches in both: ``\\d`` is an ASCII
-digit, while ``\\D`` is no digit of any script.
+Meanings on which the two languages differ are read narrowly, so that what is written matches in both: ``\\d`` is an
+ASCII digit, while ``\\D`` is no digit of any script.
 """
 
 import re
@@ -12,8 +12,8 @@ from trioserve.errors import InvalidGrammar
 from trioserve.grammars.lark import ANY_TEXT
 
 MAX_CHARS: Final = 1 << 17
-MAX_REPEAT: Final = 100_000
-"""Times that ``{m,n}`` may ask for."""
+MAX_SIZE: Final = 100_000
+"""Characters and classes of one whose repetitions are written out."""
 
 _NARROW: Final = {
     "d": "[0-9]", "w": "[0-9A-Za-z_]", "s": "[ \\t\\n\\r\\f\\v]",
@@ -71,7 +71,9 @@ def translated(pattern: str, *, max_depth: int, is_search: bool = False) -> str:
         InvalidGrammar: It is broken, too large, or has what no finite automaton has.
     """
     if len(pattern) > MAX_CHARS:
-        raise InvalidGrammar(f"the regular expression has {len(pattern)} characters, the limit is {MAX_CHARS}")
+        raise InvalidGrammar(
+            f"the regular expression has {len(pattern)} characters, the limit is {MAX_CHARS}"
+        )
     whole = _RegexParser(pattern, max_depth).whole()
     return _Emitter(pattern, is_search=is_search).group(whole, is_first=True, is_last=True)
 
@@ -85,6 +87,7 @@ class _RegexParser:
         self._pattern = pattern
         self._max_depth = max_depth
         self._at = 0
+        self._size = 0
 
     def whole(self) -> _Group:
         flags = ""
@@ -108,13 +111,15 @@ class _RegexParser:
     def _sequence(self, *, depth: int) -> _Sequence:
         parts: _Sequence = []
         while (char := self._peek()) and char not in "|)":
+            before = self._size
             part = self._part(depth=depth)
-            parts.append(self._repeated(part))
+            parts.append(self._repeated(part, self._size - before))
         return parts
 
     def _part(self, *, depth: int) -> _Part:
         char = self._pattern[self._at]
         self._at += 1
+        self._size += 1
         match char:
             case "(":
                 return self._group(depth=depth + 1)
@@ -131,14 +136,14 @@ class _RegexParser:
             case _:
                 return _literal(char)
 
-    def _repeated(self, part: _Part) -> _Part:
+    def _repeated(self, part: _Part, size: int) -> _Part:
         found = _QUANTIFIER.match(self._pattern, self._at)
         if found is None or found[0] in ("{}", "{,}"):
             return part
         if isinstance(part, _Anchor) or (isinstance(part, _Group) and part.has_anchors):
             raise self._fault("a repeated anchor")
         self._at = found.end()
-        quantifier = found[1] or self._counts(found)
+        quantifier = found[1] or self._counts(found, size)
         if self._peek() == "?":  # lazy or not, the same texts match as a whole
             self._at += 1
         elif self._peek() == "+":
@@ -148,13 +153,14 @@ class _RegexParser:
         text = part if isinstance(part, str) else _Emitter(self._pattern).group(part)
         return text + quantifier
 
-    def _counts(self, found: re.Match[str]) -> str:
+    def _counts(self, found: re.Match[str], size: int) -> str:
         low = int(found[2] or 0)
         high = int(found[4]) if found[4] else None if found[3] else low
-        if max(low, high or 0) > MAX_REPEAT:
-            raise self._fault(f"a repetition of more than {MAX_REPEAT} times")
         if high is not None and high < low:
             raise self._fault("a repetition whose bounds are the wrong way round")
+        self._size += size * max(low, high or 0)
+        if self._size > MAX_SIZE:
+            raise self._fault(f"more than {MAX_SIZE} characters with repetitions written out")
         return f"{{{low},{'' if high is None else high}}}"
 
     def _group(self, *, depth: int) -> _Group:

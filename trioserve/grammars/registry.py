@@ -41,4 +41,16 @@ def open_backend(
             disable_any_whitespace=disable_any_whitespace,
             max_depth=max_depth,
         )
-    raise SettingsError(f"guided_decoding_backend: there is no backend {name} in this version")
+    try:
+        from trioserve.grammars.xgrammar import Xgrammar
+    except ImportError as exc:
+        raise SettingsError(
+            "guided_decoding_backend = 'xgrammar' needs the package xgrammar: pip install 'trioserve[xgrammar]'."
+        ) from exc
+    return Xgrammar(
+        tokenizer_path=tokenizer_path,
+        vocab_size=vocab_size,
+        eos_token_ids=eos_token_ids,
+        disable_any_whitespace=disable_any_whitespace,
+        max_depth=max_depth,
+    )

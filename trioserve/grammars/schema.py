@@ -10,18 +10,17 @@ from urllib.parse import unquote
 
 from trioserve.errors import InvalidGrammar
 from trioserve.grammars.disjoint import first_overlap
+from trioserve.grammars.keywords import CHECKS, count, within_exact
 from trioserve.grammars.regexes import translated
 
 Schema = dict[str, Any]
 
 FORMATS: Final = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 """Those that are enforced; every other ``format`` is an annotation."""
-TYPES: Final = ("null", "boolean", "number", "string", "array", "object")
-"""Of JSON; ``integer`` is a kind of number."""
 MAX_REFERENCES_DEEP: Final = 200
 """Schemas inside each other, references followed; each takes a piece of the compiler's stack."""
 WHITESPACE: Final = r"[ \t]{1,2}|\r?\n[ \t]{0,64}"
-"""Between the parts of a JSON text: lines and their indentation, yet no endless run of either, in which models get lost."""
+"""Between the parts of a JSON text: lines and indentation, yet no endless run of either, in which models get lost."""
 
 _ONE: Final = ("additionalItems", "additionalProperties", "items")
 _MANY: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -114,13 +113,13 @@ def parsed(text: str, *, max_depth: int) -> Any:
 
 def check_depth(value: Any, max_depth: int) -> None:
     """Refuse a value of more than ``max_depth`` levels."""
-    level = [value]
-    for _ in range(max_depth + 1):
+    level = [value] if isinstance(value, Mapping | list) else []
+    for _ in range(max_depth):
         level = [
             inner
             for outer in level
-            if isinstance(outer, Mapping | list)
             for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+            if isinstance(inner, Mapping | list)
         ]
         if not level:
             return
@@ -214,13 +213,13 @@ class _Preparation:
         elif keyword in _NAMED:
             found[keyword] = self._named(keyword, value, place)
         elif keyword in _COUNTS:
-            found[keyword] = _count(value, place)
+            found[keyword] = count(value, place)
         elif keyword in _NUMBERS:
             if not isinstance(value, int | float) or (isinstance(value, bool) and "exclusive" not in keyword):
                 raise InvalidGrammar(f"{place} of the schema must be a number")
-            found[keyword] = value
-        elif keyword in _PLAIN:
-            _PLAIN[keyword](value, place)
+            found[keyword] = within_exact(keyword, value)
+        elif keyword in CHECKS:
+            CHECKS[keyword](value, place)
             found[keyword] = value
         elif keyword == "pattern":
             found[keyword] = self._pattern(value, place)
@@ -263,7 +262,16 @@ class _Preparation:
         if isinstance(names, Mapping) and "$ref" in names:
             names = self._target(names["$ref"], f"{place}/propertyNames")
         if isinstance(names, Mapping) and "enum" not in names and "const" not in names:
-            if set(names) & {"pattern", "minLength", "maxLength", "format", "anyOf", "oneOf", "allOf", "$ref"}:
+            if set(names) & {
+                "pattern",
+                "minLength",
+                "maxLength",
+                "format",
+                "anyOf",
+                "oneOf",
+                "allOf",
+                "$ref",
+            }:
                 raise InvalidGrammar(f"propertyNames is supported with enum and const only ({place})")
             return
         allowed = names.get("enum", [names.get("const")]) if isinstance(names, Mapping) else names
@@ -285,7 +293,9 @@ class _Preparation:
 
     def _target(self, reference: Any, place: str) -> Any:
         if not isinstance(reference, str) or not reference.startswith("#"):
-            raise InvalidGrammar(f"{place} of the schema must lead to a place in the same schema, as #/... does")
+            raise InvalidGrammar(
+                f"{place} of the schema must lead to a place in the same schema, as #/... does"
+            )
         path = unquote(reference[1:])
         if path and not path.startswith("/"):
             return self._anchored(path, place)
@@ -336,7 +346,7 @@ def _pointer(name: str) -> str:
 
 
 def _check_references(prepared_schema: Prepared) -> None:
-    """Refuse chains of references that only lead to each other, and those that are too long, as the compiler walks them."""
+    """Refuse references that only lead to each other, and rows of them that are too long for the compiler."""
     for schema in prepared_schema.defs.values():
         prepared_schema.resolved(schema)
     seen: set[str] = set()
@@ -355,40 +365,3 @@ def _check_references(prepared_schema: Prepared) -> None:
             raise InvalidGrammar(
                 f"the schema has more than {MAX_REFERENCES_DEEP} levels where its references are followed"
             )
-
-
-# ---- values of keywords ----------------------------------------------------------------------------------------------
-
-
-def _count(value: Any, place: str) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        raise InvalidGrammar(f"{place} of the schema must be a whole number from 0 to {(1 << 31) - 1}")
-    return value
-
-
-def _check_type(value: Any, place: str) -> None:
-    names = value if isinstance(value, list) else [value]
-    if not names or not all(name in (*TYPES, "integer") for name in names if isinstance(name, str)):
-        raise InvalidGrammar(f"{place} of the schema must name types of JSON: {', '.join(TYPES)}, integer")
-    if not all(isinstance(name, str) for name in names):
-        raise InvalidGrammar(f"{place} of the schema must be a string or a list of strings")
-
-
-def _check_enum(value: Any, place: str) -> None:
-    if not isinstance(value, list) or not value:
-        raise InvalidGrammar(f"{place} of the schema must be a list of values, and not empty")
-
-
-def _check_names(value: Any, place: str) -> None:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InvalidGrammar(f"{place} of the schema must be a list of strings")
-
-
-_PLAIN: Final[Mapping[str, Callable[[Any, str], None]]] = {
-    "const": lambda value, place: None,
-    "enum": _check_enum,
-    "required": _check_names,
-    "type": _check_type,
-}

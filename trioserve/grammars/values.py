@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from trioserve.errors import InvalidGrammar
+from trioserve.grammars.keywords import TYPES
 from trioserve.grammars.lark import (
     ANY_TEXT,
     LarkWriter,
@@ -16,7 +17,7 @@ from trioserve.grammars.lark import (
     quoted,
     without,
 )
-from trioserve.grammars.schema import TYPES, Prepared, Schema
+from trioserve.grammars.schema import Prepared, Schema
 
 Leaf = tuple[str, Schema]
 """A type, and the schema of values of that type; ``integer`` is a type of its own here."""
@@ -162,7 +163,7 @@ class ValueWriter:
         return "'" in self._notation.quotes and value.isprintable() and not set(value) & set("'\"\\")
 
     def _number(self, kind: str, schema: Schema) -> str:
-        bounds = {keyword: schema[keyword] for keyword in _BOUNDS if keyword in schema}
+        bounds: Schema = {keyword: schema[keyword] for keyword in _BOUNDS if keyword in schema}
         if bounds:
             return self._write.json({"type": kind, **bounds})
         return self._write.terminal(_INTEGER if kind == "integer" else _NUMBER)
@@ -191,7 +192,9 @@ class ValueWriter:
             high = len(prefix) if high is None else min(high, len(prefix))
         if high is not None and high < low:
             raise InvalidGrammar(f"a tool's parameter must have at least {low} items, and at most {high}")
-        tail = "" if items is False else self._repeated(self.value(items), low - len(prefix), high, len(prefix))
+        tail = (
+            "" if items is False else self._repeated(self.value(items), low - len(prefix), high, len(prefix))
+        )
         for index, part in reversed(list(enumerate(prefix if high is None else prefix[:high]))):
             item = f"{quoted(', ') if index else ''} {self.value(part)} {tail}".strip()
             tail = self._write.rule(item if index < low else optional(item))
@@ -211,7 +214,9 @@ class ValueWriter:
 
     def _object(self, schema: Schema) -> str:
         named = members_of(schema)
-        members = [(f"{self._key(name)} {self.value(part)}", is_required) for name, part, is_required in named]
+        members = [
+            (f"{self._key(name)} {self.value(part)}", is_required) for name, part, is_required in named
+        ]
         others = [*schema.get("patternProperties", {}).items()]
         if schema.get("additionalProperties", True) is not False:
             others.append(("", schema.get("additionalProperties", True)))
@@ -280,11 +285,17 @@ def string_limits(schema: Schema) -> list[str]:
 # ---- schemas, type by type -------------------------------------------------------------------------------------------
 
 
-def leaves(document: Prepared, schema: Any, depth: int = _MAX_NESTED_ANY_OF) -> list[Leaf]:
+def leaves(
+    document: Prepared, schema: Any, depth: int = _MAX_NESTED_ANY_OF, seen: set[int] | None = None
+) -> list[Leaf]:
     """``schema`` as alternatives of one type each.
 
     What no alternative of these can say, as parts that must hold together, is left out: of the right type is enough.
+
+    Args:
+        seen: The alternatives that were there before; each counts once.
     """
+    seen = set() if seen is None else seen
     if schema is False or depth == 0:
         return []
     if schema is True:
@@ -295,14 +306,19 @@ def leaves(document: Prepared, schema: Any, depth: int = _MAX_NESTED_ANY_OF) -> 
     branches = schema.get("anyOf")
     allowed = _types(schema)
     if branches is not None:
-        found = [leaf for branch in branches for leaf in leaves(document, branch, depth - 1)]
+        found: list[Leaf] = []
+        for branch in branches:
+            target = document.resolved(branch) if isinstance(branch, dict) else branch
+            if id(target) not in seen:
+                seen.add(id(target))
+                found += leaves(document, target, depth - 1, seen)
         return [leaf for leaf in found if _is_within(leaf[0], allowed)]
     parts = [*schema.get("allOf", []), *([{"$ref": schema["$ref"]}] if "$ref" in schema else [])]
     if parts:
         joined: Schema = {key: value for key, value in schema.items() if key not in ("allOf", "$ref")}
         for part in parts:
             joined = _joined(joined, document.resolved(part) if isinstance(part, dict) else {})
-        return leaves(document, joined, depth - 1)
+        return leaves(document, joined, depth - 1, seen)
     return [(kind, schema) for kind in allowed]
 
 

@@ -99,6 +99,8 @@ def reading_of(
         encode = partial(renderer.tokenizer.encode, add_special_tokens=False)
         if thinking is not None:
             budget = _budget(form, thinking, asked.thinking_tokens, encode)
+            if dialects.opens_thinking and not (thinking.is_open or asked.chat_template):
+                thinking = None  # it may come all the same where nothing is asked for, but no form leaves room for it
     return Reading(
         reasoning=dialects.reasoning if is_separate else None,
         tools=None if offer is None else dialects.tools,

@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from trioserve._speedups import attention as native
-from trioserve.kernels.cpu import ISA, is_native
+from trioserve.kernels.cpu import is_native
 from trioserve.kernels.shapes import ShapeError, Shapes
 
+ISA: Final = native.available_isas()[-1]
+"""The best instruction set that this processor has kernels of attention for."""
 _MAX_NATIVE_QUERIES: Final = {torch.float32: 1 << 30, torch.bfloat16: 63}
 """Longer chunks go to torch, which multiplies bf16 matrices in tiles where the processor has them."""
 

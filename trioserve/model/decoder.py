@@ -18,6 +18,7 @@ from trioserve.model.layers import (
     RowParallelLinear,
     VocabParallelEmbedding,
 )
+from trioserve.model.native import Crew, NativeDecoder, NativeLayer, obstacle
 from trioserve.model.rope import rope_table
 
 
@@ -109,6 +110,20 @@ class DecoderLayer(nn.Module):
         out: Tensor = self.mlp(self.post_attention_layernorm.add(attended, residual))
         return out
 
+    def as_native(self) -> NativeLayer:
+        """Its weights, for the native decoder."""
+        attention = self.self_attn
+        return NativeLayer(
+            qkv_proj=attention.qkv_proj,
+            o_proj=attention.o_proj,
+            gate_up_proj=self.mlp.gate_up_proj,
+            down_proj=self.mlp.down_proj,
+            input_layernorm=self.input_layernorm,
+            post_attention_layernorm=self.post_attention_layernorm,
+            q_norm=attention.q_norm,
+            k_norm=attention.k_norm,
+        )
+
 
 class DecoderModel(nn.Module):
     """Embedding, layers and the last norm; the name ``model`` of the checkpoints."""
@@ -120,14 +135,14 @@ class DecoderModel(nn.Module):
             DecoderLayer(config, layer, dtype) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self._rope_table = rope_table(config.rope, config.head_dim, num_positions)
+        self.rope_table = rope_table(config.rope, config.head_dim, num_positions)
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Hidden states of the rows that sample, [num_samples, hidden_size]."""
         residual: Tensor = self.embed_tokens(batch.token_ids)
         x: Tensor | None = None
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, residual, batch, cache, self._rope_table)
+            x = layer(x, residual, batch, cache, self.rope_table)
         assert x is not None, "a decoder has at least one layer"
         rows = batch.sample_rows
         out: Tensor = self.norm.add(x.index_select(0, rows), residual.index_select(0, rows))
@@ -142,16 +157,47 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self._native: NativeDecoder | None = None
         self.model = DecoderModel(config, dtype, num_positions)
         self.lm_head = ParallelLMHead(config.hidden_size, config.vocab_size, dtype)
         if config.tie_word_embeddings:
             self.lm_head.tie(self.model.embed_tokens)
 
-    def pack(self) -> None:
-        """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after."""
+    def pack(self, crew: Crew | None = None) -> str:
+        """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after.
+
+        Args:
+            crew: Who computes the steps where the decoder is one that can be run natively; None: torch's layers.
+        Returns:
+            What computes the steps from now on, such as "native avx512, 2 threads"; or torch's layers, and why.
+        """
+        why = "as told" if crew is None else obstacle(self.config, self.dtype)
+        if crew is not None and why is None:
+            self._native = self._packed_for(crew)
+            return self._native.description
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
+        return f"torch layers: {why}"
+
+    def _packed_for(self, crew: Crew) -> NativeDecoder:
+        """The same decoder, native; a layer's weights are freed before the next are packed."""
+        model = self.model
+        packed = NativeDecoder(
+            self.config,
+            crew,
+            embeddings=None if self.config.tie_word_embeddings else model.embed_tokens.weight.data,
+            rope_table=model.rope_table,
+            num_layers=len(model.layers),
+        )
+        for number, layer in enumerate(model.layers):
+            assert isinstance(layer, DecoderLayer)
+            packed.add_layer(number, native := layer.as_native())
+            for linear in native.products.values():
+                linear.free()
+        packed.add_head(model.norm, self.lm_head)
+        self.lm_head.free()
+        return packed
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Run a step: write its KV, return the hidden states of the rows that sample.
@@ -159,10 +205,14 @@ class Decoder(nn.Module):
         Shapes:
             result: [num_samples, hidden_size]
         """
+        if self._native is not None:
+            return self._native.forward(batch, caches)
         hidden: Tensor = self.model(batch, caches)
         return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[num_samples, hidden_size] -> [num_samples, vocab_size], in the model's dtype."""
+        """[num_samples, hidden_size] -> [num_samples, vocab_size], in the model's dtype or float32."""
+        if self._native is not None:
+            return self._native.compute_logits(hidden)
         logits: Tensor = self.lm_head(hidden)
         return logits

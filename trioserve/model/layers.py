@@ -68,7 +68,11 @@ class Linear(WeightedLayer):
         """Bring the weight into the form that is multiplied fastest, and free the other; does nothing without one."""
         self._packed = pack_weight(self.weight.data)
         if self._packed is not None and not keep_weight:
-            self.weight.data = self.weight.new_empty(0)
+            self.free()
+
+    def free(self) -> None:
+        """Give the weight's memory back; it lives on packed."""
+        self.weight.data = self.weight.new_empty(0)
 
 
 class ColumnParallelLinear(Linear):

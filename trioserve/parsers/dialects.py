@@ -49,6 +49,9 @@ class Dialects:
 
     tools: ToolDialect | None = None
     reasoning: ReasoningDialect | None = None
+    opens_thinking: bool = False
+    """Whether the model's template begins the thinking itself where it is switched on: where a prompt does not, the
+    answer is to do without."""
 
 
 def open_parser(

@@ -8,7 +8,7 @@ from trioserve.protocol.common import WireModel
 from trioserve.protocol.fields import CountOrNone
 
 _OFF: Final = "none"
-_SWITCHES: Final = ("enable_thinking", "thinking")
+THINKING_SWITCHES: Final = ("enable_thinking", "thinking")
 """Variables by which templates switch thinking on and off."""
 _EFFORT: Final = "reasoning_effort"
 
@@ -99,10 +99,10 @@ class ReasoningFields(WireModel):
         effort = self.reasoning_effort
         if effort is None:
             return variables
-        switches = [name for name in _SWITCHES if reads(name)]
+        switches = [name for name in THINKING_SWITCHES if reads(name)]
         if not switches and not reads(_EFFORT) and effort != _OFF:
             raise UnsupportedParameter(
-                f"{_EFFORT}: the model's chat template reads neither it nor {' nor '.join(_SWITCHES)}",
+                f"{_EFFORT}: the model's chat template reads neither it nor {' nor '.join(THINKING_SWITCHES)}",
                 param=_EFFORT,
             )
         own = {} if switches and effort == _OFF else {_EFFORT: effort}

@@ -185,8 +185,11 @@ class Sampler:
         masks: dict[int, NDArray[np.int32]],
     ) -> None:
         """For the rows that have no token yet; ``masks`` by row."""
+        rest = np.flatnonzero(token_ids == _NONE)
+        if not rest.size:
+            return
         numbers = uniforms(self._seeds[slots], positions)
-        for row in np.flatnonzero(token_ids == _NONE).tolist():
+        for row in rest.tolist():
             logits, slot = values[row], int(slots[row])
             if row in masks:
                 logits = np.empty_like(logits)

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
+from trioserve.core.confinement import run_behind
 from trioserve.core.sampling import Grammar, ThinkingBudget
 from trioserve.core.step import Admission, FromWorker, GrammarReady, GrammarRequest, WorkerConfig
 from trioserve.errors import InvalidGrammar, SettingsError
@@ -202,7 +203,7 @@ class GrammarThread:
         self._loaded.set()
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while (grammar := self._wanted.get()) is not None and not self._is_leaving:
-            error = _say_why(partial(self._grammars.make_ready, grammar))
+            error = _say_why(partial(run_behind, partial(self._grammars.make_ready, grammar)))
             try:
                 self._send(GrammarReady(grammar.key, error))
             except OSError:

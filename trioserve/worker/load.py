@@ -14,9 +14,10 @@ from trioserve.kernels.attention import implementation
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
+from trioserve.model.native import Crew
 from trioserve.worker.grammars import Grammars
 from trioserve.worker.kv_cache import allocate_kv_cache
-from trioserve.worker.machine import usable_cores
+from trioserve.worker.machine import usable_cpus
 from trioserve.worker.runner import ModelRunner
 
 _PROGRESS_EVERY_S: Final = 0.1
@@ -43,7 +44,8 @@ def load_runner(
         ModelError: The folder, the settings or the machine are not up to it; one sentence.
     """
     _refuse_unsupported(config)
-    torch.set_num_threads(config.num_threads or usable_cores())
+    cpus = usable_cpus()
+    torch.set_num_threads(config.num_threads or len(cpus))
     folder = Path(config.model_path)
     shape = read_config(folder)
     dtype = resolve_dtype(folder, shape, config.dtype)
@@ -54,7 +56,7 @@ def load_runner(
     else:
         load_weights(model, folder, progress)
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    model.pack()
+    decoder = model.pack(_crew(config, cpus))
     load_s = time.monotonic() - started
     kv_cache = allocate_kv_cache(shape, config, dtype)
     runner = ModelRunner(
@@ -74,8 +76,17 @@ def load_runner(
         weights_bytes=weights_bytes,
         dtype=str(dtype).removeprefix("torch."),
         attention=implementation(dtype, shape.head_dim, config.block_size),
+        decoder=decoder,
     )
     return runner, ready
+
+
+def _crew(config: WorkerConfig, cpus: list[int]) -> Crew:
+    """As many threads as told and as there are cores. They keep to a core each where they have all of them; fewer are
+    left to the system, since another server may be told the same.
+    """
+    num_threads = min(config.num_threads or len(cpus), len(cpus))
+    return Crew(num_threads, cpus if num_threads == len(cpus) else ())
 
 
 def _refuse_unsupported(config: WorkerConfig) -> None:

@@ -15,9 +15,15 @@ _MEMORY_FILES: Final = (
 
 def usable_cores() -> int:
     """Physical cores that this process may run on, no more than its CPU quota allows; at least 1."""
-    cpus = os.sched_getaffinity(0)
-    cores = {_core(cpu) for cpu in cpus}
-    return max(1, min(len(cores), *(round(quota) for quota in _cpu_quotas())))
+    return len(usable_cpus())
+
+
+def usable_cpus() -> list[int]:
+    """One hardware thread of each such core, by the system's numbers."""
+    cores: dict[tuple[str, str], int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        cores.setdefault(_core(cpu), cpu)
+    return list(cores.values())[: max(1, min(round(quota) for quota in _cpu_quotas()))]
 
 
 def available_memory_bytes() -> int:

@@ -1,0 +1,333 @@
+// decoder.h: a whole step of a decoder in one call: embedding, layers, the last norm; and the head's product.
+//
+// What a decoder is, is data: `DecoderShape` and a `Layer` for each layer. A step is a sequence of phases; in each all
+// threads claim tasks until none is left (team.h). The residual is float32, what is multiplied is bf16, sums are
+// float32. Every number a row is given depends on that row, its position and the keys before it, never on its
+// neighbours in the batch: products run through their depth in one order (panels.h), attention goes through its keys in
+// partitions that lie at fixed positions (attention.h), and norms are of one row.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "attention.h"
+#include "decoder_kernels.h"
+#include "isa.h"
+#include "memory.h"
+#include "panels.h"
+#include "step.h"
+#include "team.h"
+
+namespace trioserve {
+
+struct DecoderShape {
+    int num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, vocab_size, num_positions;
+    float eps;
+    Activation activation;
+    bool interleaved;
+    const bf16* embeddings;   // [vocab_size][hidden_size], the caller's; null: those of the head
+    const float* rope_table;  // [num_positions][2][head_dim / 2], the caller's
+};
+
+struct Layer {
+    Panels qkv, o, gate_up, down;
+    Memory<float> qkv_bias, o_bias, gate_up_bias, down_bias;  // empty: none
+    Memory<float> input_norm, post_attention_norm, q_norm, k_norm;
+    int sliding_window = 0;  // 0: none
+};
+
+class Decoder {
+public:
+    // alone_work: multiplications below which the caller works alone.
+    Decoder(const DecoderShape& shape, int num_threads, std::vector<int> cpus, int64_t alone_work, Isa isa)
+        : shape_(shape), alone_work_(alone_work), kernels_(kernels_of(isa)), attention_(kernel_of<bf16>(isa)),
+          team_(num_threads, std::move(cpus)), layers_(static_cast<size_t>(shape.num_layers)),
+          head_size_(static_cast<int64_t>(shape.num_heads) * shape.head_dim),
+          x_(padded(shape.hidden_size)), sampled_x_(padded(shape.hidden_size)), normed_(padded(shape.hidden_size)),
+          heads_(padded(head_size_ + 2 * static_cast<int64_t>(shape.num_kv_heads) * shape.head_dim)), q_(head_size_),
+          seen_(padded(head_size_)), sampled_seen_(padded(head_size_)), gated_(padded(shape.intermediate_size)) {
+        const int num_rows = shape.num_heads / shape.num_kv_heads * tile_tokens(shape.num_heads / shape.num_kv_heads);
+        scratch_stride_ = static_cast<int64_t>(scratch_size(num_rows, shape.head_dim) + 15) / 16 * 16;
+        scratch_ = Memory<float>(static_cast<size_t>(scratch_stride_ * num_threads));
+    }
+
+    Layer& layer(int i) { return layers_[static_cast<size_t>(i)]; }
+    Panels& head() { return head_; }
+    Memory<float>& final_norm() { return final_norm_; }
+    int num_threads() const { return team_.size(); }
+
+    // weights [num_columns][depth]; gated: [2 * num_columns][depth], gates first.
+    void pack(Panels& panels, const bf16* weights, int num_columns, int depth, bool gated) {
+        const int lanes = kernels_.lanes, columns = gated ? lanes : 2 * lanes;
+        panels.num_columns = num_columns;
+        panels.depth = depth;
+        panels.gated = gated;
+        panels.num_panels = (num_columns + columns - 1) / columns;
+        panels.num_pairs = static_cast<int>(padded(depth) / 2);
+        panels.memory = Memory<uint32_t>(static_cast<size_t>(panels.num_panels) * static_cast<size_t>(panels.num_pairs) *
+                                         static_cast<size_t>(2 * lanes));
+        panels.pairs = panels.memory.get();
+        team_.run([&](int) { team_.each(panels.num_panels, [&](int i, int) { kernels_.pack_panel(panels, weights, i); }); });
+    }
+
+    static void copy(Memory<float>& to, const float* numbers, int size) {
+        to = Memory<float>(static_cast<size_t>(padded(size)));
+        std::copy(numbers, numbers + size, to.get());
+    }
+
+    // The numbers that go with a gated product's columns, in the order of its panels.
+    //   numbers [2 * intermediate_size], gates first
+    void copy_gated(Memory<float>& to, const float* numbers) const {
+        const int lanes = kernels_.lanes, size = shape_.intermediate_size;
+        to = Memory<float>(static_cast<size_t>(2 * padded(size)));
+        for (int i = 0; i < size; ++i) {
+            float* panel = to.get() + i / lanes * 2 * lanes + i % lanes;
+            panel[0] = numbers[i];
+            panel[lanes] = numbers[size + i];
+        }
+    }
+
+    // What in `step` is not of this decoder, "" if all is.
+    const char* fault_of(const Step& step) const {
+        return trioserve::fault_of(step, shape_.vocab_size, shape_.num_positions);
+    }
+
+    // `step` is without fault.
+    void forward(const Step& step) {
+        reserve(step);
+        plan_attention(step);
+        team_.run([&](int member) { run_layers(step, member); }, is_small(layer_work(), step.num_tokens));
+    }
+
+    // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size]
+    void logits(float* out, const bf16* hidden, int num_rows) {
+        normed_.reserve(num_rows);
+        const Finish finish{Finish::floats, out, shape_.vocab_size, shape_.vocab_size, nullptr, shape_.activation};
+        team_.run([&](int) {
+            const size_t size = static_cast<size_t>(shape_.hidden_size);
+            for_rows(num_rows, [&](int i) { std::memcpy(normed_.row(i), hidden + i * size, size * sizeof(bf16)); });
+            multiply(head_, normed_, num_rows, finish);
+        }, is_small(int64_t{shape_.vocab_size} * shape_.hidden_size, num_rows));
+    }
+
+private:
+    // The tasks of attention, the same in every layer that sees as far.
+    struct Plan {
+        Arguments arguments;
+        std::vector<Task> tasks;
+        std::vector<Split> splits;
+    };
+
+    // Multiplications of a row with the weights of all layers.
+    int64_t layer_work() const {
+        const int64_t heads = 2 * head_size_ + 2 * int64_t{shape_.num_kv_heads} * shape_.head_dim;
+        return shape_.num_layers * shape_.hidden_size * (heads + 3 * int64_t{shape_.intermediate_size});
+    }
+
+    // Whether the caller does it sooner than a helper that something else keeps from its core lets it go on. Up to some
+    // rows a product takes as long as reading its weights.
+    bool is_small(int64_t work, int num_rows) const { return work * std::max(num_rows, kReadRows) < alone_work_; }
+
+    void reserve(const Step& step) {
+        const int num_rows = std::max(step.num_tokens, step.num_samples);
+        x_.reserve(step.num_tokens);
+        normed_.reserve(num_rows);
+        heads_.reserve(step.num_tokens);
+        q_.reserve(step.num_tokens);
+        seen_.reserve(step.num_tokens);
+        sampled_x_.reserve(step.num_samples);
+        sampled_seen_.reserve(step.num_samples);
+        gated_.reserve(num_rows);
+    }
+
+    // ---- attention ----
+
+    void plan_attention(const Step& step) {
+        plans_.clear();
+        plan_of_.clear();
+        for (size_t i = 0; i + 1 < layers_.size(); ++i) plan_of_.push_back(plan_for(step, layers_[i].sliding_window));
+        plans_.push_back(make_plan(step, layers_.back().sliding_window, true));
+        plan_of_.push_back(plans_.size() - 1);
+    }
+
+    size_t plan_for(const Step& step, int sliding_window) {
+        for (size_t i = 0; i < plans_.size(); ++i)
+            if (plans_[i]->arguments.sliding_window == sliding_window) return i;
+        plans_.push_back(make_plan(step, sliding_window, false));
+        return plans_.size() - 1;
+    }
+
+    // `sampled`: of the last layer, after which only the rows that sample are wanted.
+    std::unique_ptr<Plan> make_plan(const Step& step, int sliding_window, bool sampled) {
+        auto plan = std::make_unique<Plan>();
+        Arguments& a = plan->arguments;
+        a = Arguments{};
+        a.out = seen_.row(0);
+        a.q = q_.row(0);
+        a.cu_seqlens_q = step.cu_seqlens_q;
+        a.seq_lens = step.seq_lens;
+        a.block_tables = step.block_tables;
+        a.q_stride = q_.stride();
+        a.out_stride = seen_.stride();
+        a.num_seqs = step.num_seqs;
+        a.num_heads = shape_.num_heads;
+        a.num_kv_heads = shape_.num_kv_heads;
+        a.head_dim = shape_.head_dim;
+        a.block_size = step.block_size;
+        a.max_blocks = step.max_blocks;
+        a.group = shape_.num_heads / shape_.num_kv_heads;
+        a.sliding_window = sliding_window;
+        a.max_queries = step.num_tokens;
+        a.scale = 1.0f / __builtin_sqrtf(static_cast<float>(shape_.head_dim));
+        plan->tasks = cut(a);
+        if (sampled) keep_sampled(step, plan->tasks);
+        if (team_.size() > 1) plan->splits = split_long(a, plan->tasks, team_.size());
+        sort_longest_first(plan->tasks);
+        return plan;
+    }
+
+    static void keep_sampled(const Step& step, std::vector<Task>& tasks) {
+        std::vector<char> wanted(static_cast<size_t>(step.num_tokens) + 1);
+        for (int i = 0; i < step.num_samples; ++i) wanted[static_cast<size_t>(step.sample_rows[i])] = 1;
+        const auto is_idle = [&wanted](const Task& task) {
+            const auto first = wanted.begin() + task.first_token;
+            return std::find(first, first + task.num_tokens, 1) == first + task.num_tokens;
+        };
+        tasks.erase(std::remove_if(tasks.begin(), tasks.end(), is_idle), tasks.end());
+    }
+
+    void attend(const Step& step, size_t layer, int member) {
+        Plan& plan = *plans_[plan_of_[layer]];
+        Arguments a = plan.arguments;
+        a.k_cache = step.k_caches[layer];
+        a.v_cache = step.v_caches[layer];
+        float* memory = scratch_.get() + member * scratch_stride_;
+        team_.each(static_cast<int>(plan.tasks.size()), [&](int i, int) {
+            const Task& task = plan.tasks[static_cast<size_t>(i)];
+            run_task(a, attention_, task, plan.splits, scratch_in(memory, task.num_tokens * a.group, a.head_dim));
+        });
+    }
+
+    // ---- the phases; every member of the team is in all of them ----
+
+    void run_layers(const Step& step, int member) {
+        for_rows(step.num_tokens, [&](int i) {
+            embed(x_.row(i), step.token_ids[i]);
+            norm(x_, i, layers_[0].input_norm);
+        });
+        for (size_t i = 0; i < layers_.size(); ++i) {
+            const Layer& layer = layers_[i];
+            const bool is_last = i + 1 == layers_.size();
+            multiply(layer.qkv, normed_, step.num_tokens,
+                     Finish{Finish::floats, heads_.row(0), heads_.stride(), static_cast<int>(heads_.stride()),
+                            layer.qkv_bias.get(), shape_.activation});
+            place(step, layer, i);
+            if (is_last && step.num_samples == 0) return;
+            attend(step, i, member);
+            if (is_last) gather(step);
+            finish_layer(layer, is_last ? sampled_x_ : x_, is_last ? sampled_seen_ : seen_,
+                         is_last ? step.num_samples : step.num_tokens);
+            if (!is_last)
+                for_rows(step.num_tokens, [&](int row) { norm(x_, row, layers_[i + 1].input_norm); });
+        }
+        const size_t size = static_cast<size_t>(shape_.hidden_size);
+        for_rows(step.num_samples, [&](int i) {
+            norm(sampled_x_, i, final_norm_);
+            std::memcpy(step.hidden + i * size, normed_.row(i), size * sizeof(bf16));
+        });
+    }
+
+    void embed(float* x, int64_t token_id) {
+        if (shape_.embeddings == nullptr)
+            kernels_.unpack_column(x, head_, static_cast<int>(token_id));
+        else
+            kernels_.embed_row(x, shape_.embeddings + token_id * shape_.hidden_size, shape_.hidden_size);
+    }
+
+    // What comes after attention in a layer.
+    void finish_layer(const Layer& layer, const Table<float>& x, const Table<bf16>& seen, int num_rows) {
+        const Finish added{Finish::residual, x.row(0), x.stride(), static_cast<int>(x.stride()), layer.o_bias.get(),
+                           shape_.activation};
+        multiply(layer.o, seen, num_rows, added);
+        for_rows(num_rows, [&](int i) { norm(x, i, layer.post_attention_norm); });
+        multiply(layer.gate_up, normed_, num_rows,
+                 Finish{Finish::gated, gated_.row(0), gated_.stride(), shape_.intermediate_size,
+                        layer.gate_up_bias.get(), shape_.activation});
+        Finish down = added;
+        down.bias = layer.down_bias.get();
+        multiply(layer.down, gated_, num_rows, down);
+    }
+
+    void norm(const Table<float>& x, int row, const Memory<float>& weights) {
+        kernels_.norm_row(normed_.row(row), x.row(row), weights.get(), shape_.hidden_size, shape_.eps);
+    }
+
+    void place(const Step& step, const Layer& layer, size_t i) {
+        const HeadShape heads{shape_.num_heads, shape_.num_kv_heads, shape_.head_dim, shape_.interleaved,
+                              layer.q_norm.get(), layer.k_norm.get(), shape_.eps};
+        const int64_t head_stride = static_cast<int64_t>(step.block_size) * shape_.head_dim;
+        for_rows(step.num_tokens, [&](int row) {
+            const int64_t block = step.slot_mapping[row] / step.block_size, offset = step.slot_mapping[row] % step.block_size;
+            const int64_t at = block * shape_.num_kv_heads * head_stride + offset * shape_.head_dim;
+            const float* turns = shape_.rope_table + step.positions[row] * shape_.head_dim;
+            kernels_.place_row(q_.row(row), step.k_caches[i] + at, step.v_caches[i] + at, head_stride, heads_.row(row),
+                               turns, heads);
+        });
+    }
+
+    // Brings the rows that sample together.
+    void gather(const Step& step) {
+        for_rows(step.num_samples, [&](int i) {
+            const int64_t row = step.sample_rows[i];
+            std::memcpy(sampled_x_.row(i), x_.row(row), static_cast<size_t>(x_.stride()) * sizeof(float));
+            std::memcpy(sampled_seen_.row(i), seen_.row(row), static_cast<size_t>(seen_.stride()) * sizeof(bf16));
+        });
+    }
+
+    template <typename Row>
+    void for_rows(int num_rows, const Row& row) {
+        const int run = std::min(kRowRun, std::max(1, num_rows / (4 * team_.size())));
+        team_.each((num_rows + run - 1) / run, [&](int task, int) {
+            for (int i = task * run, end = std::min(num_rows, i + run); i < end; ++i) row(i);
+        });
+    }
+
+    // Tasks are a panel with a block of rows; those of one panel follow each other.
+    void multiply(const Panels& panels, const Table<bf16>& rows, int num_rows, const Finish& finish) {
+        const int num_blocks = (num_rows + kRowBlock - 1) / kRowBlock, num_tasks = panels.num_panels * num_blocks;
+        team_.each(num_tasks, [&](int task, int next) {
+            const int block = task % num_blocks;
+            const Factor factor{rows.row(0), rows.stride(), static_cast<int>(int64_t{num_rows} * block / num_blocks),
+                                static_cast<int>(int64_t{num_rows} * (block + 1) / num_blocks)};
+            kernels_.multiply(panels, factor, task / num_blocks, next < 0 ? -1 : next / num_blocks, finish);
+        });
+    }
+
+    static constexpr int kReadRows = 6;
+    static constexpr int kRowRun = 8;      // rows that a thread claims at once, at most
+    static constexpr int kRowBlock = 240;  // rows that share a pass over a panel, at most
+
+    const DecoderShape shape_;
+    const int64_t alone_work_;
+    const Kernels kernels_;
+    const Kernel<bf16> attention_;
+    Team team_;
+    std::vector<Layer> layers_;
+    Panels head_;
+    Memory<float> final_norm_;
+    const int64_t head_size_;
+    Table<float> x_, sampled_x_;
+    Table<bf16> normed_;
+    Table<float> heads_;
+    Table<bf16> q_, seen_, sampled_seen_, gated_;
+    Memory<float> scratch_;
+    int64_t scratch_stride_ = 0;
+    std::vector<std::unique_ptr<Plan>> plans_;
+    std::vector<size_t> plan_of_;  // [num_layers]
+};
+
+}  // namespace trioserve

@@ -1,0 +1,225 @@
+# distutils: language = c++
+# distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi -pthread
+# distutils: extra_link_args = -pthread
+# distutils: libraries = dl
+# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
+# cython: language_level = 3, boundscheck = False, wraparound = False, auto_pickle = False, autotestdict = False
+"""A step of a whole decoder on the CPU as one call; ``decoder.h`` says how.
+
+The one caller, ``trioserve.model.native``, has checked shapes, types and contiguity: addresses are taken as given.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t, uintptr_t
+from libcpp.memory cimport unique_ptr
+from libcpp.vector cimport vector
+
+
+cdef extern from "decoder.h" namespace "trioserve" nogil:
+    cdef enum class Isa(int):
+        portable
+        avx2
+        avx512
+        avx512_bf16
+
+    cdef enum class CActivation "trioserve::Activation"(int):
+        silu
+        gelu
+        gelu_tanh
+
+    cppclass bf16:
+        pass
+
+    cppclass Panels:
+        pass
+
+    cppclass Floats "trioserve::Memory<float>":
+        pass
+
+    struct DecoderShape:
+        int num_layers
+        int hidden_size
+        int intermediate_size
+        int num_heads
+        int num_kv_heads
+        int head_dim
+        int vocab_size
+        int num_positions
+        float eps
+        CActivation activation
+        bint interleaved
+        const bf16* embeddings
+        const float* rope_table
+
+    struct Layer:
+        Panels qkv
+        Panels o
+        Panels gate_up
+        Panels down
+        Floats qkv_bias
+        Floats o_bias
+        Floats gate_up_bias
+        Floats down_bias
+        Floats input_norm
+        Floats post_attention_norm
+        Floats q_norm
+        Floats k_norm
+        int sliding_window
+
+    struct Step:
+        const int64_t* token_ids
+        const int64_t* positions
+        const int64_t* slot_mapping
+        const int* cu_seqlens_q
+        const int* seq_lens
+        const int* block_tables
+        const int64_t* sample_rows
+        bf16** k_caches
+        bf16** v_caches
+        bf16* hidden
+        int num_tokens
+        int num_seqs
+        int num_samples
+        int max_blocks
+        int num_blocks
+        int block_size
+
+    cppclass CDecoder "trioserve::Decoder":
+        CDecoder(const DecoderShape&, int num_threads, vector[int] cpus, int64_t alone_work, Isa isa) except +
+        Layer& layer(int i)
+        Panels& head()
+        Floats& final_norm()
+        int num_threads()
+        void pack(Panels&, const bf16* weights, int num_columns, int depth, bint gated) except +
+        void copy(Floats& to, const float* numbers, int size) except +
+        void copy_gated(Floats& to, const float* numbers) except +
+        const char* fault_of(const Step&)
+        void forward(const Step&) except +
+        void logits(float* out, const bf16* hidden, int num_rows) except +
+
+    bint has_isa(Isa isa)
+
+
+cdef dict _ISAS = {
+    "portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512, "avx512_bf16": Isa.avx512_bf16
+}
+cdef dict _ACTIVATIONS = {
+    "silu": CActivation.silu, "gelu": CActivation.gelu, "gelu_tanh": CActivation.gelu_tanh
+}
+
+
+def available_isas():
+    """Names of the instruction sets that this processor has kernels for, the best one last."""
+    return tuple(name for name, isa in _ISAS.items() if has_isa(<Isa><int>isa))
+
+
+@cython.final
+cdef class Decoder:
+    """A decoder and the threads that run it; one call at a time."""
+
+    cdef unique_ptr[CDecoder] _decoder
+    cdef DecoderShape _shape
+    cdef readonly str isa
+
+    def __cinit__(
+        self, *, int num_layers, int hidden_size, int intermediate_size, int num_heads, int num_kv_heads, int head_dim,
+        int vocab_size, int num_positions, float rms_norm_eps, str activation, bint is_interleaved,
+        uintptr_t embeddings, uintptr_t rope_table, int num_threads, cpus, int64_t alone_work, str isa
+    ):
+        cdef DecoderShape* shape = &self._shape
+        shape.num_layers, shape.hidden_size, shape.intermediate_size = num_layers, hidden_size, intermediate_size
+        shape.num_heads, shape.num_kv_heads, shape.head_dim = num_heads, num_kv_heads, head_dim
+        shape.vocab_size, shape.num_positions, shape.eps = vocab_size, num_positions, rms_norm_eps
+        shape.activation, shape.interleaved = <CActivation><int>_ACTIVATIONS[activation], is_interleaved
+        shape.embeddings, shape.rope_table = <const bf16*>embeddings, <const float*>rope_table
+        self.isa = isa
+        self._decoder.reset(new CDecoder(self._shape, num_threads, cpus, alone_work, <Isa><int>_ISAS[isa]))
+
+    @property
+    def num_threads(self):
+        """How many threads run a step, the caller's included."""
+        return self._decoder.get().num_threads()
+
+    def set_layer(
+        self, int layer, *, uintptr_t qkv_proj, uintptr_t o_proj, uintptr_t gate_up_proj, uintptr_t down_proj,
+        int sliding_window
+    ):
+        """Pack the matrices of a layer; they are not needed after."""
+        cdef CDecoder* decoder = self._decoder.get()
+        cdef Layer* to = &decoder.layer(layer)
+        cdef DecoderShape* shape = &self._shape
+        cdef int head_size = shape.num_heads * shape.head_dim
+        cdef int qkv_size = head_size + 2 * shape.num_kv_heads * shape.head_dim
+        to.sliding_window = sliding_window
+        with nogil:
+            decoder.pack(to.qkv, <const bf16*>qkv_proj, qkv_size, shape.hidden_size, False)
+            decoder.pack(to.o, <const bf16*>o_proj, shape.hidden_size, head_size, False)
+            decoder.pack(to.gate_up, <const bf16*>gate_up_proj, shape.intermediate_size, shape.hidden_size, True)
+            decoder.pack(to.down, <const bf16*>down_proj, shape.hidden_size, shape.intermediate_size, False)
+
+    def set_norms(
+        self, int layer, *, uintptr_t input_layernorm, uintptr_t post_attention_layernorm, uintptr_t q_norm,
+        uintptr_t k_norm
+    ):
+        """Copy a layer's norms, float32; ``q_norm`` and ``k_norm`` are 0 where heads are not normalised."""
+        cdef CDecoder* decoder = self._decoder.get()
+        cdef Layer* to = &decoder.layer(layer)
+        decoder.copy(to.input_norm, <const float*>input_layernorm, self._shape.hidden_size)
+        decoder.copy(to.post_attention_norm, <const float*>post_attention_layernorm, self._shape.hidden_size)
+        if q_norm:
+            decoder.copy(to.q_norm, <const float*>q_norm, self._shape.head_dim)
+            decoder.copy(to.k_norm, <const float*>k_norm, self._shape.head_dim)
+
+    def set_biases(
+        self, int layer, *, uintptr_t qkv_proj, uintptr_t o_proj, uintptr_t gate_up_proj, uintptr_t down_proj
+    ):
+        """Copy a layer's biases, float32; 0 for each that it does not have."""
+        cdef CDecoder* decoder = self._decoder.get()
+        cdef Layer* to = &decoder.layer(layer)
+        cdef int num_heads = self._shape.num_heads + 2 * self._shape.num_kv_heads
+        if qkv_proj:
+            decoder.copy(to.qkv_bias, <const float*>qkv_proj, num_heads * self._shape.head_dim)
+        if o_proj:
+            decoder.copy(to.o_bias, <const float*>o_proj, self._shape.hidden_size)
+        if gate_up_proj:
+            decoder.copy_gated(to.gate_up_bias, <const float*>gate_up_proj)
+        if down_proj:
+            decoder.copy(to.down_bias, <const float*>down_proj, self._shape.hidden_size)
+
+    def set_head(self, *, uintptr_t norm, uintptr_t lm_head):
+        """Copy the last norm, float32, and pack the head, bfloat16."""
+        cdef CDecoder* decoder = self._decoder.get()
+        decoder.copy(decoder.final_norm(), <const float*>norm, self._shape.hidden_size)
+        with nogil:
+            decoder.pack(decoder.head(), <const bf16*>lm_head, self._shape.vocab_size, self._shape.hidden_size, False)
+
+    def forward(
+        self, uintptr_t hidden, *, uintptr_t token_ids, uintptr_t positions, uintptr_t slot_mapping,
+        uintptr_t cu_seqlens_q, uintptr_t seq_lens, uintptr_t block_tables, uintptr_t sample_rows, k_caches, v_caches,
+        int num_tokens, int num_seqs, int num_samples, int max_blocks, int num_blocks, int block_size
+    ):
+        """Run a step; the addresses are of the tensors of a ForwardBatch.
+
+        Raises:
+            IndexError: One of them points outside of what it indexes; nothing was written.
+        """
+        cdef CDecoder* decoder = self._decoder.get()
+        cdef vector[uintptr_t] keys = k_caches, values = v_caches
+        cdef Step step
+        step.token_ids, step.positions = <const int64_t*>token_ids, <const int64_t*>positions
+        step.slot_mapping, step.sample_rows = <const int64_t*>slot_mapping, <const int64_t*>sample_rows
+        step.cu_seqlens_q, step.seq_lens = <const int*>cu_seqlens_q, <const int*>seq_lens
+        step.block_tables, step.hidden = <const int*>block_tables, <bf16*>hidden
+        step.k_caches, step.v_caches = <bf16**>keys.data(), <bf16**>values.data()
+        step.num_tokens, step.num_seqs, step.num_samples = num_tokens, num_seqs, num_samples
+        step.max_blocks, step.num_blocks, step.block_size = max_blocks, num_blocks, block_size
+        cdef const char* fault = decoder.fault_of(step)
+        if fault[0]:
+            raise IndexError(f"{fault.decode()} of the step: out of range")
+        with nogil:
+            decoder.forward(step)
+
+    def compute_logits(self, uintptr_t out, uintptr_t hidden, *, int num_rows):
+        """``out`` [num_rows, vocab_size], float32, of ``hidden`` [num_rows, hidden_size]."""
+        with nogil:
+            self._decoder.get().logits(<float*>out, <const bf16*>hidden, num_rows)

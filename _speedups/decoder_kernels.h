@@ -1,0 +1,102 @@
+// decoder_kernels.h: the arithmetic of a decoder step, once for each instruction set.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "isa.h"
+#include "panels.h"
+
+namespace trioserve {
+
+// What is done to the rows of a step between two products.
+struct HeadShape {
+    int num_heads, num_kv_heads, head_dim;
+    bool interleaved;     // whether neighbours are rotated with each other, or halves
+    const float* q_norm;  // [head_dim], null: heads are not normalised
+    const float* k_norm;
+    float eps;
+};
+
+#define TRIOSERVE_BF16_DOT 0
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
+#define TRIOSERVE_LANES 16
+#undef TRIOSERVE_BF16_DOT
+#define TRIOSERVE_BF16_DOT 1
+namespace step_avx512_bf16 {
+#include "simd.h"
+#include "dot_tile.h"
+#include "panels_kernel.h"
+#include "rows_kernel.h"
+}  // namespace step_avx512_bf16
+#undef TRIOSERVE_LANES
+#undef TRIOSERVE_BF16_DOT
+#define TRIOSERVE_BF16_DOT 0
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define TRIOSERVE_LANES 16
+namespace step_avx512 {
+#include "simd.h"
+#include "dot_tile.h"
+#include "panels_kernel.h"
+#include "rows_kernel.h"
+}  // namespace step_avx512
+#undef TRIOSERVE_LANES
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define TRIOSERVE_LANES 8
+namespace step_avx2 {
+#include "simd.h"
+#include "dot_tile.h"
+#include "panels_kernel.h"
+#include "rows_kernel.h"
+}  // namespace step_avx2
+#undef TRIOSERVE_LANES
+#pragma GCC pop_options
+#endif
+
+#define TRIOSERVE_LANES 4
+namespace step_portable {
+#include "simd.h"
+#include "dot_tile.h"
+#include "panels_kernel.h"
+#include "rows_kernel.h"
+}  // namespace step_portable
+#undef TRIOSERVE_LANES
+#undef TRIOSERVE_BF16_DOT
+
+struct Kernels {
+    int lanes;
+    void (*pack_panel)(const Panels&, const bf16* weights, int panel);
+    void (*unpack_column)(float* out, const Panels&, int column);
+    void (*multiply)(const Panels&, const Factor&, int panel, int next_panel, const Finish&);
+    void (*embed_row)(float* out, const bf16* weights, int size);
+    void (*norm_row)(bf16* out, const float* x, const float* weights, int size, float eps);
+    void (*place_row)(bf16* q, bf16* k, bf16* v, int64_t head_stride, float* heads, const float* turns, const HeadShape&);
+};
+
+#define TRIOSERVE_KERNELS(set) \
+    Kernels {                                                                                                \
+        set::kLanes, set::pack_panel, set::unpack_column, set::multiply, set::embed_row, set::norm_row, set::place_row \
+    }
+
+inline Kernels kernels_of(Isa isa) {
+#if defined(__x86_64__)
+    if (isa == Isa::avx512_bf16) return TRIOSERVE_KERNELS(step_avx512_bf16);
+    if (isa == Isa::avx512) return TRIOSERVE_KERNELS(step_avx512);
+    if (isa == Isa::avx2) return TRIOSERVE_KERNELS(step_avx2);
+#endif
+    return TRIOSERVE_KERNELS(step_portable);
+}
+
+}  // namespace trioserve

@@ -1,0 +1,104 @@
+// panels_kernel.h: one panel of a matrix product; included once per instruction set, within its namespace, after
+// dot_tile.h (see isa.h).
+
+constexpr int kFetchedRows = 3;  // of fewer the processor itself sees the stream soon enough
+constexpr int64_t kAheadBytes = 8192;
+constexpr int64_t kFetchedBytes = 384 << 10;  // a larger panel would drive the present one out of the cache
+
+// activation(x), to a few units in the last place.
+INLINE vf activated(vf x, Activation activation) {
+    if (activation == Activation::silu) return x / (1.0f + vexp(-x));
+    if (activation == Activation::gelu_tanh)  // (1 + tanh u) / 2 is 1 / (1 + e^-2u)
+        return x / (1.0f + vexp(x * (x * x * 0.044715f + 1.0f) * -1.5957691216f));
+    for (int i = 0; i < kLanes; ++i) x[i] *= 0.5f * (1.0f + __builtin_erff(x[i] * 0.70710678119f));
+    return x;
+}
+
+// Does with the sums of one row and panel what `finish` says.
+//   sums [kPanel]
+INLINE void finish_row(const float* sums, int row, int panel, const Finish& finish) {
+    vf left = load(sums), right = load(sums + kLanes);
+    if (finish.bias != nullptr) {
+        left += load(finish.bias + panel * kPanel);
+        right += load(finish.bias + panel * kPanel + kLanes);
+    }
+    if (finish.kind == Finish::gated) {
+        store(static_cast<bf16*>(finish.out) + row * finish.stride + panel * kLanes,
+              activated(left, finish.activation) * right);
+        return;
+    }
+    float* out = static_cast<float*>(finish.out) + row * finish.stride + panel * kPanel;
+    if (finish.kind == Finish::residual) {
+        left += load(out);
+        right += load(out + kLanes);
+    }
+    const int room = finish.width - panel * kPanel;
+    if (room >= kPanel) {
+        store(out, left);
+        store(out + kLanes, right);
+        return;
+    }
+    for (int i = 0; i < room; ++i) out[i] = i < kLanes ? left[i] : right[i - kLanes];
+}
+
+// A block of rows with one panel. `next` is the panel that this thread will turn to next, which it fetches meanwhile;
+// -1: none.
+inline void multiply(const Panels& panels, const Factor& factor, int panel, int next, const Finish& finish) {
+    constexpr int all_lines = kUnroll * kPanel * 4 / 64;  // of a panel, passed in kUnroll pairs
+    const int64_t size = static_cast<int64_t>(panels.num_pairs) * kPanel;
+    const uint32_t* from = panels.pairs + panel * size;
+    const int num_rows = factor.end - factor.first, num_tiles = (num_rows + kTile - 1) / kTile;
+    const bool is_small = size * 4 <= kFetchedBytes;
+    const int share = num_tiles < all_lines ? (all_lines + num_tiles - 1) / num_tiles : 1;
+    alignas(64) float sums[kTile * kPanel];
+    for (int tile = 0; tile < num_tiles; ++tile) {
+        const int first = factor.first + num_rows * tile / num_tiles;
+        const int count = factor.first + num_rows * (tile + 1) / num_tiles - first;
+        const char* ahead = reinterpret_cast<const char*>(from);
+        int lines = 0;
+        if (num_tiles == 1 || !is_small) {
+            ahead += kAheadBytes;
+            lines = tile == 0 && num_rows >= kFetchedRows ? all_lines : 0;
+        } else if (next >= 0 && next != panel && tile * share < all_lines) {
+            ahead = reinterpret_cast<const char*>(panels.pairs + next * size) + size * 4 * tile * share / all_lines;
+            lines = share;
+        }
+        const uint32_t* a = reinterpret_cast<const uint32_t*>(factor.rows + first * factor.stride);
+        multiply_rows(count, sums, kPanel, a, factor.stride / 2, from, panels.num_pairs, ahead, lines,
+                      std::make_integer_sequence<int, kTile>{});
+        for (int row = 0; row < count; ++row) finish_row(sums + row * kPanel, first + row, panel, finish);
+    }
+}
+
+// A column as it was in its row, for a matrix that is the embedding as well.
+//   out [depth]
+inline void unpack_column(float* out, const Panels& panels, int column) {
+    const uint32_t* from = panels.pairs + static_cast<int64_t>(column / kPanel) * panels.num_pairs * kPanel + column % kPanel;
+    for (int i = 0; i < panels.depth; ++i) {
+        const uint32_t pair = from[i / 2 * kPanel], bits = i % 2 != 0 ? pair & 0xffff0000u : pair << 16;
+        __builtin_memcpy(out + i, &bits, 4);
+    }
+}
+
+// Fills one column of a panel from a row of a matrix.
+INLINE void pack_column(uint32_t* to, const bf16* from, int begin, int end) {
+    const int whole = end / 2;
+    for (int i = begin / 2; i < whole; ++i)
+        to[i * kPanel] = from[2 * i].bits | static_cast<uint32_t>(from[2 * i + 1].bits) << 16;
+    if (end % 2 != 0) to[whole * kPanel] = from[end - 1].bits;
+}
+
+// Fills one panel from a matrix in rows; where there are no more of them it stays 0.
+//   weights [num_columns][depth], for gated ones twice as many rows, gates first
+inline void pack_panel(const Panels& panels, const bf16* weights, int panel) {
+    constexpr int run = 32;  // elements of a row at a time: a cache line to read, and what is written stays in the cache
+    uint32_t* to = panels.pairs + static_cast<int64_t>(panel) * panels.num_pairs * kPanel;
+    for (int begin = 0; begin < panels.depth; begin += run) {
+        const int end = begin + run < panels.depth ? begin + run : panels.depth;
+        for (int column = 0; column < kPanel; ++column) {
+            const int64_t at = panels.gated ? panel * kLanes + column % kLanes : panel * kPanel + column;
+            const int64_t row = panels.gated && column >= kLanes ? panels.num_columns + at : at;
+            if (at < panels.num_columns) pack_column(to + column, weights + row * panels.depth, begin, end);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+"""Who computes a rank's steps: native threads or torch's layers, how many, and where."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.model.checkpoints import Checkpoints, prompt_of
+from tests.worker.driver import Front, worker_config
+from trioserve._speedups.decoder import available_isas
+from trioserve.worker.load import _crew, load_runner
+
+HERE = Path()
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "expected"),
+    [(0, (3, [1, 4, 5])), (1, (1, ())), (2, (2, ())), (3, (3, [1, 4, 5])), (64, (3, [1, 4, 5]))],
+)
+def test_threads_keep_to_their_cores_only_where_they_have_all_of_them(
+    num_threads: int, expected: tuple[int, list[int]]
+) -> None:
+    """Never more than cores, whatever was asked for: those that wait for each other would wait for a time slice."""
+    crew = _crew(worker_config(HERE, num_threads=num_threads), [1, 4, 5])
+    assert (crew.num_threads, crew.cpus) == expected
+
+
+def test_a_rank_says_what_computes_its_steps(checkpoints: Checkpoints) -> None:
+    def said(name: str, dtype: str) -> str:
+        config = worker_config(checkpoints.folder(name), dtype=dtype)
+        _, ready = load_runner(config, lambda progress: None, 0.0)
+        return ready.decoder
+
+    assert said("llama", "bfloat16") == f"native {available_isas()[-1]}, 1 thread"
+    assert said("llama", "float32") == "torch layers: weights are float32, not bfloat16"
+    assert said("llama-odd-width", "bfloat16") == "torch layers: head_dim 20 is no multiple of 16"
+
+
+def test_a_native_rank_on_all_cores_finds_what_one_on_a_single_core_finds(checkpoints: Checkpoints) -> None:
+    prompts = [prompt_of(length, seed=length) for length in (1, 30, 77)]
+    outputs = []
+    for num_threads in (0, 1):
+        front = Front.of(checkpoints.folder("qwen2"), dtype="bfloat16", num_threads=num_threads)
+        for slot, prompt in enumerate(prompts):
+            front.admit(slot, prompt)
+        front.step(s0=1, s1=30, s2=77)
+        for _ in range(8):
+            front.step(s0=1, s1=1, s2=1)
+        outputs.append(front.outputs)
+    assert outputs[0] == outputs[1]
+    assert torch.get_num_threads() == 1

@@ -1,0 +1,76 @@
+from collections.abc import Sequence
+from typing import Self, final
+
+def available_isas() -> tuple[str, ...]: ...
+
+@final
+class Decoder:
+    @property
+    def isa(self) -> str: ...
+    @property
+    def num_threads(self) -> int: ...
+    def __new__(
+        cls,
+        *,
+        num_layers: int,
+        hidden_size: int,
+        intermediate_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        vocab_size: int,
+        num_positions: int,
+        rms_norm_eps: float,
+        activation: str,
+        is_interleaved: bool,
+        embeddings: int,
+        rope_table: int,
+        num_threads: int,
+        cpus: Sequence[int],
+        alone_work: int,
+        isa: str,
+    ) -> Self: ...
+    def set_layer(
+        self,
+        layer: int,
+        *,
+        qkv_proj: int,
+        o_proj: int,
+        gate_up_proj: int,
+        down_proj: int,
+        sliding_window: int,
+    ) -> None: ...
+    def set_norms(
+        self,
+        layer: int,
+        *,
+        input_layernorm: int,
+        post_attention_layernorm: int,
+        q_norm: int,
+        k_norm: int,
+    ) -> None: ...
+    def set_biases(
+        self, layer: int, *, qkv_proj: int, o_proj: int, gate_up_proj: int, down_proj: int
+    ) -> None: ...
+    def set_head(self, *, norm: int, lm_head: int) -> None: ...
+    def forward(
+        self,
+        hidden: int,
+        *,
+        token_ids: int,
+        positions: int,
+        slot_mapping: int,
+        cu_seqlens_q: int,
+        seq_lens: int,
+        block_tables: int,
+        sample_rows: int,
+        k_caches: list[int],
+        v_caches: list[int],
+        num_tokens: int,
+        num_seqs: int,
+        num_samples: int,
+        max_blocks: int,
+        num_blocks: int,
+        block_size: int,
+    ) -> None: ...
+    def compute_logits(self, out: int, hidden: int, *, num_rows: int) -> None: ...

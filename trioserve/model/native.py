@@ -1,0 +1,228 @@
+"""The decoder as one native call a step: what of a model is handed over, and which models can be."""
+
+import mmap
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from trioserve._speedups import decoder as native
+from trioserve.kernels.shapes import ShapeError, Shapes
+from trioserve.model.batch import ForwardBatch, LayerCache
+from trioserve.model.config import DecoderConfig
+from trioserve.model.layers import Linear, RMSNorm
+
+ISA: Final = native.available_isas()[-1]
+"""The best instruction set that this processor has kernels for."""
+_ALONE_WORK: Final = 32 << 20
+"""Some 200 us on one core: two would gain half of that, and lose a time slice of milliseconds whenever something else
+has the other core."""
+_VECTOR: Final = 16
+"""Heads and blocks of the KV cache are whole vectors of the widest instruction set."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLayer:
+    """What a layer consists of; the norms of heads are there or not."""
+
+    qkv_proj: Linear
+    o_proj: Linear
+    gate_up_proj: Linear
+    down_proj: Linear
+    input_layernorm: RMSNorm
+    post_attention_layernorm: RMSNorm
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+
+    @property
+    def products(self) -> dict[str, Linear]:
+        """The four matrices by name."""
+        names = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def norms(self) -> dict[str, RMSNorm | None]:
+        """The norms by name."""
+        names = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Who computes a step."""
+
+    num_threads: int
+    cpus: Sequence[int] = ()
+    """Where the threads sit while a step runs, one each; empty: wherever the system puts them."""
+    isa: str = ISA
+    alone_work: int = _ALONE_WORK
+    """Multiplications in a step below which the caller works alone."""
+
+
+def obstacle(config: DecoderConfig, dtype: torch.dtype) -> str | None:
+    """Why such a decoder cannot be run natively; None where it can."""
+    if dtype != torch.bfloat16:
+        return f"weights are {str(dtype).removeprefix('torch.')}, not bfloat16"
+    if config.head_dim % _VECTOR:
+        return f"head_dim {config.head_dim} is no multiple of {_VECTOR}"
+    return None
+
+
+class Spare:
+    """Memory for large tensors that come and go one after the other.
+
+    Logits of 32 sequences and 150,000 tokens take 19 MB. From the C library they would be given back after every step
+    and cleared page by page in the next, which costs a tenth of the step.
+    """
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | None = None
+
+    def empty(self, num_rows: int, num_columns: int) -> Tensor:
+        """A float32 tensor of its own: memory is used again only when nobody holds a tensor on it any more."""
+        count = num_rows * num_columns
+        if count == 0:
+            return torch.empty(num_rows, num_columns)
+        is_held = sys.getrefcount(self._memory) > 2  # the attribute, the argument, and each storage on it
+        if self._memory is None or is_held or len(self._memory) < count * 4:
+            self._memory = mmap.mmap(-1, count * 4)
+        return torch.frombuffer(self._memory, dtype=torch.float32, count=count).view(num_rows, num_columns)
+
+
+class NativeDecoder:
+    """A decoder whose weights are packed for one instruction set; runs one step at a time."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        crew: Crew,
+        *,
+        embeddings: Tensor | None,
+        rope_table: Tensor,
+        num_layers: int,
+    ) -> None:
+        """Begin one; ``add_layer`` for each layer and ``add_head`` complete it.
+
+        Shapes:
+            embeddings: [vocab_size, hidden_size] bfloat16, read by every step; None: the head's matrix, packed
+            rope_table: [num_positions, 2, head_dim / 2] float32, read by every step
+        """
+        assert rope_table.is_contiguous(), "the table is not contiguous"
+        assert embeddings is None or embeddings.is_contiguous(), "the embeddings are not contiguous"
+        self._config = config
+        self._tables = (embeddings, rope_table)
+        self._spare = Spare()
+        self._decoder = native.Decoder(
+            num_layers=num_layers,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            vocab_size=config.vocab_size,
+            num_positions=len(rope_table),
+            rms_norm_eps=config.rms_norm_eps,
+            activation=config.activation,
+            is_interleaved=config.rope.style == "interleaved",
+            embeddings=0 if embeddings is None else embeddings.data_ptr(),
+            rope_table=rope_table.data_ptr(),
+            num_threads=crew.num_threads,
+            cpus=crew.cpus,
+            alone_work=crew.alone_work,
+            isa=crew.isa,
+        )
+
+    @property
+    def description(self) -> str:
+        """Such as "native avx512, 2 threads"."""
+        count = self._decoder.num_threads
+        return f"native {self._decoder.isa}, {count} thread{'s' if count > 1 else ''}"
+
+    def add_layer(self, number: int, layer: NativeLayer) -> None:
+        """Pack layer ``number``; its matrices in rows are not needed after."""
+        weights = {name: linear.weight.data_ptr() for name, linear in layer.products.items()}
+        window = self._config.sliding_windows[number] or 0
+        self._decoder.set_layer(number, **weights, sliding_window=window)
+        norms = {name: _wide(None if norm is None else norm.weight) for name, norm in layer.norms.items()}
+        self._decoder.set_norms(number, **_addresses(norms))
+        biases = {name: _wide(linear.bias) for name, linear in layer.products.items()}
+        self._decoder.set_biases(number, **_addresses(biases))
+
+    def add_head(self, norm: RMSNorm, lm_head: Linear) -> None:
+        """Pack the head."""
+        wide = norm.weight.float()
+        self._decoder.set_head(norm=wide.data_ptr(), lm_head=lm_head.weight.data_ptr())
+
+    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
+        """``Decoder.forward``.
+
+        Raises:
+            ShapeError: Tensors do not fit each other.
+            IndexError: One of them points outside of what it indexes.
+        """
+        sizes = Shapes(
+            token_ids=(batch.token_ids, "num_tokens"),
+            positions=(batch.positions, "num_tokens"),
+            slot_mapping=(batch.slot_mapping, "num_tokens"),
+            cu_seqlens_q=(batch.cu_seqlens_q, "num_bounds"),
+            seq_lens=(batch.seq_lens, "num_seqs"),
+            block_tables=(batch.block_tables, "num_seqs max_blocks"),
+            sample_rows=(batch.sample_rows, "num_samples"),
+            k_cache=(caches[0].k, "num_blocks num_kv_heads block_size head_dim"),
+        )
+        sizes.expect("num_bounds", sizes["num_seqs"] + 1)
+        sizes.expect("num_kv_heads", self._config.num_kv_heads)
+        sizes.expect("head_dim", self._config.head_dim)
+        if sizes["block_size"] % _VECTOR:
+            raise ShapeError(f"block_size {sizes['block_size']} is no multiple of {_VECTOR}")
+        hidden = torch.empty((sizes["num_samples"], self._config.hidden_size), dtype=torch.bfloat16)
+        tables = _tables(batch)
+        self._decoder.forward(
+            hidden.data_ptr(),
+            **_addresses(tables),
+            k_caches=[_cache(cache.k, caches[0].k) for cache in caches],
+            v_caches=[_cache(cache.v, caches[0].k) for cache in caches],
+            num_tokens=sizes["num_tokens"],
+            num_seqs=sizes["num_seqs"],
+            num_samples=sizes["num_samples"],
+            max_blocks=sizes["max_blocks"],
+            num_blocks=sizes["num_blocks"],
+            block_size=sizes["block_size"],
+        )
+        return hidden
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[num_samples, hidden_size] -> [num_samples, vocab_size] float32."""
+        Shapes(hidden=(hidden, "num_samples hidden_size")).expect("hidden_size", self._config.hidden_size)
+        hidden = hidden.contiguous()
+        logits = self._spare.empty(len(hidden), self._config.vocab_size)
+        self._decoder.compute_logits(logits.data_ptr(), hidden.data_ptr(), num_rows=len(hidden))
+        return logits
+
+
+def _tables(batch: ForwardBatch) -> dict[str, Tensor | None]:
+    """The tensors of a step by name, contiguous and of the types they must have."""
+    long = ("token_ids", "positions", "slot_mapping", "sample_rows")
+    short = ("cu_seqlens_q", "seq_lens", "block_tables")
+    tables = {name: getattr(batch, name).contiguous() for name in long + short}
+    assert all(tables[name].dtype == torch.int64 for name in long), "tokens are int64"
+    assert all(tables[name].dtype == torch.int32 for name in short), "tables are int32"
+    return tables
+
+
+def _cache(cache: Tensor, first: Tensor) -> int:
+    assert cache.is_contiguous() and cache.dtype == torch.bfloat16, "a cache is contiguous bfloat16"
+    assert cache.shape == first.shape, "all caches are of one shape"
+    return cache.data_ptr()
+
+
+def _wide(numbers: Tensor | None) -> Tensor | None:
+    return None if numbers is None else numbers.float()
+
+
+def _addresses(tensors: dict[str, Tensor | None]) -> dict[str, int]:
+    """The caller keeps the tensors alive."""
+    return {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
