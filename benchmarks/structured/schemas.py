@@ -71,24 +71,31 @@ def unlike(schema: dict[str, Any], number: int) -> dict[str, Any]:
     return {**schema, "properties": renamed, "required": list(renamed)}
 
 
-def hostile(number: int) -> list[dict[str, Any]]:
-    """Fields of requests that are meant to hurt, none of them in any cache."""
-    deep: dict[str, Any] = {"type": "integer"}
+def hostile(number: int) -> dict[str, list[dict[str, Any]]]:
+    """Fields of requests that are meant to hurt, none of them in any cache: by whether they can be told at a glance."""
+    too_deep: dict[str, Any] = {"type": "integer"}
     for _ in range(90):
-        deep = {"type": "array", "items": deep}
-    return [
-        {"guided_json": deep | {"description": str(number)}},
-        {"guided_json": '{"items":' * 400 + "{}" + "}" * 400},
-        {"guided_regex": f"(a+)+{number}$"},
-        {"guided_regex": f"((a{{1000}}){{1000}}){{{number % 900 + 2}}}"},
-        {"guided_regex": f"(x?){{3000}}x{{3000}}{number}"},
-        {"guided_regex": "(" * 300 + "a" + ")+" * 300 + str(number)},
-        {"guided_json": {"enum": [f"{number}-{i}-" + "y" * 40 for i in range(4000)]}},
-        {"guided_choice": [f"{number}-{i}-" + "z" * 20 for i in range(200_000)]},
-        {"guided_json": {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 50}}, "$ref": "#/$defs/a", "x": number}},
-        {"guided_grammar": "root ::= " + "a " * 2000 + f'\na ::= b b\nb ::= c c\nc ::= "{number}"?'},
-        {"guided_grammar": f'root ::= root root | "{number}" | ""'},
-    ]  # fmt: skip
+        too_deep = {"type": "array", "items": too_deep}
+    names = {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 50}}, "$ref": "#/$defs/a", "x": number}
+    return {
+        "deep, nested, large": [
+            {"guided_json": too_deep | {"description": str(number)}},
+            {"guided_json": '{"items":' * 400 + "{}" + "}" * 400},
+            {"guided_regex": f"(a+)+{number}$"},
+            {"guided_regex": f"(((a+)+)+b?)+{number}"},
+            {"guided_regex": f"((a{{1000}}){{1000}}){{{number % 900 + 2}}}"},
+            {"guided_regex": "(" * 300 + "a" + ")+" * 300 + str(number)},
+            {"guided_choice": [f"{number}-{i}-" + "z" * 20 for i in range(250_000)]},
+            {"guided_json": {"enum": [f"{number}-{i}-" + "y" * 20 for i in range(250_000)]}},
+            {"guided_json": names},
+            {"guided_grammar": f'root ::= root root | "{number}" | ""'},
+        ],
+        "long to compile": [
+            {"guided_regex": f"(x?){{3000}}x{{3000}}{number}"},
+            {"guided_json": {"enum": [f"{number}-{i}-" + "y" * 40 for i in range(4000)]}},
+            {"guided_grammar": "root ::= " + "a " * 2000 + f'\na ::= b b\nb ::= c c\nc ::= "{number}"?'},
+        ],
+    }
 
 
 def body(fields: dict[str, Any], *, max_tokens: int) -> bytes:
