@@ -22,8 +22,8 @@ LIMITS: Final = LLParserLimits(
     max_lexer_states=50_000,
     verbose_errors=False,
 )
-"""A step costs at most some 5 ms, whatever the grammar: 100,000 units of lexing and 50,000 items of parsing are half of
-that each. A lexer's states take 1 or 2 kB each."""
+"""A step costs at most some 10 ms, whatever the grammar: 7 for 100,000 units of lexing, 2.5 for 50,000 items of
+parsing. A lexer's states take 1 or 2 kB each."""
 _BESIDE_THE_POINT: Final = "\n<non-verbose/>"
 
 

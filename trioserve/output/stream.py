@@ -7,7 +7,7 @@ from trioserve._speedups.detokenizer import Detokenizer, Vocabulary, feed_batch
 from trioserve.core.delta import OutputDelta, TokenLogprob, TopToken, Usage
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.core.step import PromptLogprobs, SampledToken
-from trioserve.output.thinking import ThinkingCounter
+from trioserve.core.thinking import ThinkingCounter
 
 
 class OutputStream:

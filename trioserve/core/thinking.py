@@ -1,4 +1,4 @@
-"""Counts the tokens that an answer spends on thinking."""
+"""Counts the tokens that an answer spends on thinking; the ranks do, to end it in time, and the front, to tell."""
 
 from trioserve.core.sampling import ThinkingBudget
 
@@ -19,6 +19,16 @@ class ThinkingCounter:
         self._held = b""
         """Bytes that something may begin with that is not complete."""
         self._num_tokens = 0
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether it is certain that it thinks now."""
+        return self._is_open is True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it thinks no more, or never has."""
+        return self._is_open is False
 
     @property
     def num_tokens(self) -> int:

@@ -11,8 +11,8 @@ from trioserve._speedups.detokenizer import Vocabulary
 from trioserve.core.sampling import SamplingParams, ThinkingBudget
 from trioserve.core.sequence import Sequence
 from trioserve.core.step import SampledToken
+from trioserve.core.thinking import ThinkingCounter
 from trioserve.output.stream import OutputStream
-from trioserve.output.thinking import ThinkingCounter
 
 
 def thinking(
