@@ -1,4 +1,4 @@
-"""A token under a schema against a free one: wall time and the rank's CPU, through HTTP.
+"""A token under a schema against a free one, through HTTP: wall time, CPU of the rank, CPU of the server before it.
 
 The built-in model, and one of the shape of SmolLM2-135M with random weights: what a schema costs is a matter of
 microseconds a token, and a small model has few of those.
@@ -8,8 +8,9 @@ import json
 import shutil
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -18,9 +19,9 @@ from benchmarks.structured.schemas import ENDLESS
 from benchmarks.structured.serving import Served, load, running
 from trioserve.builtin import MODEL_DIR
 
-_CLIENTS = (1, 8, 32)
 _TOKENS = 96
-_REQUESTS_PER_CLIENT = 2
+_REQUESTS = {"built-in": {1: 24, 8: 96, 32: 192}, "135M": {1: 4, 8: 16, 32: 64}}
+"""By the number of clients, so that a run takes some two seconds."""
 _KINDS: dict[str, dict[str, Any]] = {"free": {}, "schema": {"guided_json": ENDLESS}}
 _SHAPE = {
     "hidden_size": 576,
@@ -41,7 +42,10 @@ def main(rounds: int) -> None:
         "tokens/s, free",
         "under a schema",
         "wall a token, ratio",
-        "rank CPU a token, ratio",
+        "rank CPU, us a token",
+        "ratio",
+        "server CPU, us a token",
+        "ratio",
     )
     with running() as served:
         _measure(served, "built-in", rounds, table)
@@ -61,36 +65,40 @@ def write_135m(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | _SHAPE), encoding="utf-8")
 
 
+class _Run(NamedTuple):
+    """What a run cost, a token."""
+
+    wall_us: float
+    rank_us: float
+    server_us: float
+
+
 def _measure(served: Served, model: str, rounds: int, table: Table) -> None:
-    for clients in _CLIENTS:
-        found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in _KINDS}
+    for clients, requests in _REQUESTS[model].items():
+        found: dict[str, list[_Run]] = {kind: [] for kind in _KINDS}
         for kind in _KINDS:
-            _run(served, clients, kind)  # caches, kernels for this batch size
+            _run(served, clients, requests, kind)  # caches, kernels for this batch size
         for _ in range(rounds):
-            for kind, points in found.items():
-                points.append(_run(served, clients, kind))
-        table.add_row(model, str(clients), *_row(found))
+            for kind, runs in found.items():
+                runs.append(_run(served, clients, requests, kind))
+        table.add_row(model, str(clients), *_row(found["free"], found["schema"]))
 
 
-def _run(served: Served, clients: int, kind: str) -> tuple[float, float]:
-    """Tokens a second, and the rank's CPU a token in microseconds."""
-    before = served.rank_cpu_s()
-    num_requests = clients * _REQUESTS_PER_CLIENT
-    point = load(served, clients=clients, requests=num_requests, tokens=_TOKENS, fields=_KINDS[kind])
-    spent = served.rank_cpu_s() - before
-    return point["output_tokens_per_s"], 1e6 * spent / (num_requests * _TOKENS)
+def _run(served: Served, clients: int, requests: int, kind: str) -> _Run:
+    rank, server = served.rank_cpu_s(), served.front_cpu_s()
+    point = load(served, clients=clients, requests=requests, tokens=_TOKENS, fields=_KINDS[kind])
+    spent = served.rank_cpu_s() - rank, served.front_cpu_s() - server
+    return _Run(1e6 / point["output_tokens_per_s"], *(1e6 * cpu_s / (requests * _TOKENS) for cpu_s in spent))
 
 
-def _row(found: dict[str, list[tuple[float, float]]]) -> list[str]:
-    speeds = {kind: statistics.median(speed for speed, _ in points) for kind, points in found.items()}
-    pairs = list(zip(found["free"], found["schema"], strict=True))
-    walls = [free / bound for (free, _), (bound, _) in pairs]
-    cpus = [bound / free for (_, free), (_, bound) in pairs]
-    return [
-        f"{speeds['free']:,.0f}",
-        f"{speeds['schema']:,.0f}",
-        *(
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-            for ratios in (walls, cpus)
-        ),
-    ]
+def _row(free: list[_Run], bound: list[_Run]) -> Iterator[str]:
+    """Medians, and those of the rounds' ratios with their range."""
+    for number, name in enumerate(_Run._fields):
+        here, there = ([run[number] for run in runs] for runs in (free, bound))
+        values = [statistics.median(column) for column in (here, there)]
+        if name == "wall_us":
+            yield from (f"{1e6 / value:,.0f}" for value in values)
+        else:
+            yield " / ".join(f"{value:.1f}" for value in values)
+        ratios = [after / before for before, after in zip(here, there, strict=True)]
+        yield f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"

@@ -9,7 +9,7 @@ from llguidance import LLMatcher
 
 import trioserve.builtin
 from trioserve.errors import InvalidGrammar, ModelError
-from trioserve.grammars.backend import Matcher
+from trioserve.grammars.backend import FORBIDDEN, Matcher
 from trioserve.grammars.guidance import GuidanceEngine, GuidanceMatcher, load_tokenizer
 
 FOLDER = Path(trioserve.builtin.__file__).parent / "model"
@@ -96,6 +96,16 @@ def test_a_mask_has_exactly_the_tokens_that_would_be_taken() -> None:
     assert {2, 0} <= found[1]
     assert not found[0] & {2, 0}
     assert found[2] == {2, 0}
+
+
+def test_a_token_that_is_not_allowed_is_the_end_of_a_matcher_and_nothing_of_the_text_is_told() -> None:
+    compiled = engine().compile(regex("ab"))
+    matcher, other = compiled.matcher(), compiled.matcher()
+    (b,) = ids_of("b")
+    assert matcher.take(ids_of("a")[0]) and matcher.take(b) and matcher.take(2) and matcher.take(0)
+    assert not matcher.take(b) and matcher.failure == ""
+    assert not other.take(b) and other.failure == FORBIDDEN
+    assert not other.take(ids_of("a")[0])
 
 
 def test_answers_to_one_grammar_do_not_meet() -> None:

@@ -1,12 +1,15 @@
 """The small face that every library behind structured output has here."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trioserve.core.forms import AnswerForm
+
+FORBIDDEN: Final = "the grammar does not allow a token that the model chose"
+"""Why an answer cannot go on where nothing is wrong with the grammar."""
 
 Masks = NDArray[np.int32]
 """[num_rows, ceil(vocab_size / 32)]: bit ``i % 32`` of word ``i // 32`` says whether token ``i`` is allowed."""
@@ -15,11 +18,14 @@ Masks = NDArray[np.int32]
 class Matcher(Protocol):
     """One answer's way through a grammar. Nothing here raises; a matcher that failed stays so."""
 
-    def accept(self, token_ids: Sequence[int]) -> bool:
-        """Take the next tokens of the answer, up to one that the grammar does not allow; False if it did not take all.
+    def take(self, token_id: int) -> bool:
+        """Take the next token of the answer; one that the grammar does not allow is refused, and nothing comes after.
 
         After its end an answer may have any number of tokens that end it.
         """
+
+    def accept(self, token_ids: Sequence[int]) -> bool:
+        """As ``take`` for each of them, up to one that the grammar does not allow, which is no failure."""
 
     def forced(self) -> list[int]:
         """The tokens that must come next, where there is no choice, tokenized as the model's tokenizer would."""

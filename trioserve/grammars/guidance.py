@@ -14,7 +14,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from trioserve.errors import InvalidGrammar, ModelError
-from trioserve.grammars.backend import Compiled, Masks, Matcher
+from trioserve.grammars.backend import FORBIDDEN, Compiled, Masks, Matcher
 
 LIMITS: Final = LLParserLimits(
     step_lexer_fuel=100_000,
@@ -24,6 +24,7 @@ LIMITS: Final = LLParserLimits(
 )
 """A step costs at most some 10 ms, whatever the grammar: 7 for 100,000 units of lexing, 2.5 for 50,000 items of
 parsing. A lexer's states take 1 or 2 kB each."""
+_REFUSED: Final = "doesn't satisfy the grammar"
 _BESIDE_THE_POINT: Final = "\n<non-verbose/>"
 
 
@@ -66,11 +67,14 @@ class GuidanceMatcher:
         self.inner = matcher
         self._eos_token_ids = eos_token_ids
 
-    def accept(self, token_ids: Sequence[int]) -> bool:
-        """Take the next tokens of the answer, up to one that the grammar does not allow; whether it took them all.
+    def take(self, token_id: int) -> bool:
+        """See ``Matcher``."""
+        if self.inner.is_stopped():
+            return token_id in self._eos_token_ids and not self.inner.is_error()
+        return self.inner.consume_token(token_id)
 
-        After its end an answer may have any number of tokens that end it.
-        """
+    def accept(self, token_ids: Sequence[int]) -> bool:
+        """See ``Matcher``."""
         num_taken = self.inner.try_consume_tokens(token_ids)  # type: ignore[arg-type] # any sequence will do
         return num_taken == len(token_ids) or (
             self.is_over and self._eos_token_ids.issuperset(token_ids[num_taken:])
@@ -170,4 +174,6 @@ class GuidanceEngine:
 
 
 def _reason(matcher: LLMatcher) -> str:
-    return matcher.get_error().removesuffix(_BESIDE_THE_POINT)
+    """What the library says, unless it quotes the answer."""
+    text = matcher.get_error().removesuffix(_BESIDE_THE_POINT)
+    return FORBIDDEN if _REFUSED in text else text

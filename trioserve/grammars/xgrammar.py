@@ -39,9 +39,10 @@ class XgrammarMatcher:
 
     def accept(self, token_ids: Sequence[int]) -> bool:
         """See ``Matcher``."""
-        return all(map(self._takes, token_ids))
+        return all(map(self.take, token_ids))
 
-    def _takes(self, token_id: int) -> bool:
+    def take(self, token_id: int) -> bool:
+        """See ``Matcher``."""
         if self._failure:
             return False
         if self.library.is_terminated():

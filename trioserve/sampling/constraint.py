@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from trioserve.core.sampling import MAX_FORCED_TOKENS, SamplingParams
-from trioserve.grammars.backend import Matcher
+from trioserve.grammars.backend import FORBIDDEN, Matcher
 from trioserve.sampling.thinking import ThinkingWatch
 
-_FORBIDDEN: Final = "the grammar does not allow a token that the model chose"
 _NO_END: Final = "the grammar does not let the thinking end where its budget is spent"
 
 
@@ -60,7 +59,7 @@ class Constraint:
     def replay(self, token_ids: Sequence[int]) -> None:
         """Take in the answer's tokens so far."""
         if self.matcher is not None and not self.matcher.accept(token_ids):
-            self._failure = self.matcher.failure or _FORBIDDEN
+            self._failure = self.matcher.failure or FORBIDDEN
         if self._watch is not None:
             for token_id in token_ids:
                 self._watch.add(token_id)
@@ -76,46 +75,58 @@ class Constraint:
         self._watch.add(token_id)
         return token_id
 
-    def take(self, token_id: int) -> bool:
-        """Take in a token that was chosen; False if the grammar does not allow it, which is the end."""
-        if self.matcher is not None and not self.matcher.accept((token_id,)):
-            self._failure = self.matcher.failure or _FORBIDDEN
+    def take(self, token_id: int, position: int) -> Turn | None:
+        """Take in a token that was chosen, number ``position`` of the sequence, from 0; None: just go on."""
+        if self._take(token_id):
+            return self.follow(token_id, position)
+        return Turn([], True, self._failure)
+
+    def follow(self, token_id: int, position: int) -> Turn | None:
+        """What follows ``token_id``, which was taken in as number ``position`` of the sequence; None: just go on."""
+        forced: list[int] = []
+        is_last = self._is_last(token_id, position)
+        if self._may_force and not is_last:
+            is_last = self._force(forced, position + 1)
+        if self.matcher is not None and not self._failure:
+            self._failure = self.matcher.failure
+        if not forced and not is_last and not self._failure:
+            return None
+        return Turn(forced, is_last or bool(self._failure), self._failure)
+
+    def _take(self, token_id: int) -> bool:
+        if self.matcher is not None and not self.matcher.take(token_id):
+            self._failure = self.matcher.failure or FORBIDDEN
             return False
         if self._watch is not None:
             self._watch.add(token_id)
         return True
 
-    def turn(self, token_id: int, position: int) -> Turn:
-        """What follows ``token_id``, which was taken in as number ``position`` of the sequence, from 0."""
-        forced: list[int] = []
+    def _force(self, forced: list[int], position: int) -> bool:
+        """Append what comes without a choice from ``position`` on; returns whether the sequence is then complete."""
         queue: list[int] = []
-        is_last = self._is_last(token_id, position)
-        while self._may_force and not is_last and len(forced) < MAX_FORCED_TOKENS:
-            following = self._next(queue)
-            if following is None:
-                break
-            forced.append(following)
-            is_last = self._is_last(following, position + len(forced))
-        if self.matcher is not None and not self._failure:
-            self._failure = self.matcher.failure
-        return Turn(forced, is_last or bool(self._failure), self._failure)
+        while len(forced) < MAX_FORCED_TOKENS and (token_id := self._next(queue)) is not None:
+            forced.append(token_id)
+            if self._is_last(token_id, position):
+                return True
+            position += 1
+        return False
 
     def _next(self, queue: list[int]) -> int | None:
         """The next token that comes without a choice, taken in.
 
         ``queue`` has what the grammar forces, the next one last; it is filled and emptied here.
         """
-        if (token_id := self.due()) is not None:
+        if self._watch is not None and (token_id := self.due()) is not None:
             queue.clear()
             return token_id
         if self.matcher is None or self._failure:
             return None
         if not queue:
             queue += reversed(self.matcher.forced() or (self._end if self.matcher.is_over else ()))
-        if not queue:
-            return None
+            if not queue:
+                return None
         token_id = queue.pop()
-        return token_id if self.take(token_id) else None
+        return token_id if self._take(token_id) else None
 
     def _is_last(self, token_id: int, position: int) -> bool:
         is_stop = token_id in self._stop_ids and position >= self._first_stop

@@ -21,6 +21,8 @@ from trioserve.sampling.random import uniforms
 
 FillMasks = Callable[[Sequence[tuple[Matcher, int]], Masks], None]
 """As ``trioserve.grammars.backend.Enforcer.fill_masks``."""
+Follow = Callable[[int, int], Turn | None]
+"""``Constraint.take`` or ``Constraint.follow``."""
 _NONE = -1
 
 
@@ -34,7 +36,7 @@ class Samples(NamedTuple):
     is_certain: NDArray[np.bool_]
     """[num_rows], whether the model gave a token more than the probability of its early stop"""
     turns: dict[int, Turn]
-    """By row, for those that have a constraint."""
+    """By row, for those that do not just go on."""
 
 
 class Sampler:
@@ -97,8 +99,7 @@ class Sampler:
         values: NDArray[np.float32] = logits.float().numpy()
         turns: dict[int, Turn] = {}
         if self._is_bound[slots].any():
-            token_ids = self._choose_bound(values, slots, positions)
-            turns = self._turns(slots, positions, token_ids)
+            token_ids = self._choose_bound(values, slots, positions, turns)
         elif self._is_plain[slots].all():
             token_ids = values.argmax(-1)
         else:
@@ -112,13 +113,17 @@ class Sampler:
         )
 
     def _choose_bound(
-        self, values: NDArray[np.float32], slots: NDArray[np.int64], positions: NDArray[np.int64]
+        self,
+        values: NDArray[np.float32],
+        slots: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        turns: dict[int, Turn],
     ) -> NDArray[np.int64]:
-        """As ``sample``, where some rows have a constraint, which takes in what is chosen."""
+        """As ``sample``, where some rows have a constraint, which takes in what is chosen; ``turns`` is filled."""
         token_ids = np.full(len(slots), _NONE)
+        follow: list[tuple[int, Follow]] = []
         greedy: list[tuple[int, Matcher]] = []
         others: list[tuple[int, Matcher]] = []
-        bound: list[tuple[int, Constraint]] = []
         for row, slot in enumerate(slots.tolist()):
             constraint = self._constraints[slot]
             if constraint is None:
@@ -126,31 +131,21 @@ class Sampler:
             if (due := constraint.due()) is not None:
                 token_ids[row] = due
                 self._note(slot, due)
+                follow.append((row, constraint.follow))
                 continue
-            bound.append((row, constraint))
+            follow.append((row, constraint.take))
             if constraint.matcher is not None:
                 (greedy if self._is_plain[slot] else others).append((row, constraint.matcher))
         self._fill(greedy + others)
         self._choose_likeliest(values, [row for row, _ in greedy], token_ids)
         masks = {row: self._masks[len(greedy) + number] for number, (row, _) in enumerate(others)}
         self._choose_rest(values, slots, positions, token_ids, masks)
-        chosen = token_ids.tolist()
-        for row, constraint in bound:
-            constraint.take(chosen[row])
+        chosen, at = token_ids.tolist(), positions.tolist()
+        for row, turn_after in follow:
+            if (turn := turn_after(chosen[row], at[row])) is not None:
+                turns[row] = turn
+                self._note(int(slots[row]), *turn.forced)
         return token_ids
-
-    def _turns(
-        self, slots: NDArray[np.int64], positions: NDArray[np.int64], token_ids: NDArray[np.int64]
-    ) -> dict[int, Turn]:
-        """What the chosen tokens lead to, by row."""
-        turns = {}
-        rows = zip(slots.tolist(), positions.tolist(), token_ids.tolist(), strict=True)
-        for row, (slot, position, token_id) in enumerate(rows):
-            constraint = self._constraints[slot]
-            if constraint is not None:
-                turns[row] = turn = constraint.turn(token_id, position)
-                self._note(slot, *turn.forced)
-        return turns
 
     def _note(self, slot: int, *token_ids: int) -> None:
         """Let the edits of ``slot`` know of tokens that nobody chose."""
