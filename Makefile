@@ -59,15 +59,16 @@ stubs: setup
 pytest: setup
 	$(BIN)/python -m pytest
 
-# Not part of `test`: LangChain, LiteLLM, llm and openapi-generator in an environment of their own, some 450 MB. Needs Java.
+# Not part of `test`: clients in environments of their own, one for each major version of the openai package that they
+# want, some 500 MB together. Needs Java.
 COMPAT := $(VENV)/compat
 
-compat: setup $(COMPAT)/.installed
-	$(BIN)/python -m tests.compat $(COMPAT)/bin/python
+compat: setup $(COMPAT)/openai2/.installed $(COMPAT)/openai3/.installed
+	$(BIN)/python -m tests.compat $(COMPAT)/openai2/bin/python $(COMPAT)/openai3/bin/python
 
-$(COMPAT)/.installed: tests/compat/requirements.txt
-	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
-	$(COMPAT)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+$(COMPAT)/%/.installed: tests/compat/%.txt
+	test -x $(COMPAT)/$*/bin/python || $(PYTHON) -m venv $(COMPAT)/$*
+	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
 # Not part of `test`, which has a short run of it: make fuzz FUZZ_SECONDS=3600

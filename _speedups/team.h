@@ -6,10 +6,14 @@
 // or busy with something else, does not hold the others up by more than the task it is at.
 #pragma once
 
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <climits>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -29,6 +33,10 @@ inline void relax() {
 }
 
 // Where all members of a team meet; whoever comes last does something before the others go on.
+//
+// Who waits long goes to sleep: the one who is missing may wait for this very core, and others may want it. To yield the
+// core would be worse: it goes to whoever else is there, however low his priority, and for a whole time slice, while a
+// thread that is woken up gets its core back at once.
 class Barrier {
 public:
     explicit Barrier(int num_members) : num_members_(num_members) {}
@@ -39,21 +47,32 @@ public:
         if (num_here_.fetch_add(1, std::memory_order_acq_rel) == num_members_ - 1) {
             last();
             num_here_.store(0, std::memory_order_relaxed);
-            round_.store(round + 1, std::memory_order_release);
+            round_.store(round + 1);
+            if (num_asleep_.load() > 0) futex(FUTEX_WAKE_PRIVATE, INT_MAX);
             return;
         }
-        for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+        for (int spins = 0; spins < kPatience; ++spins) {
+            if (round_.load(std::memory_order_acquire) != round) return;
             relax();
-            if (spins >= kPatience) sched_yield();  // the one who is missing may be waiting for this very core
         }
+        // Whoever comes last either sees this, or has changed the round before the kernel looks at it.
+        num_asleep_.fetch_add(1);
+        while (round_.load() == round) futex(FUTEX_WAIT_PRIVATE, round);
+        num_asleep_.fetch_sub(1);
     }
 
 private:
-    static constexpr int kPatience = 4000;
+    static constexpr int kPatience = 4000;  // some 50 us
+
+    void futex(int operation, uint32_t value) {
+        static_assert(sizeof round_ == sizeof(uint32_t) && std::atomic<uint32_t>::is_always_lock_free);
+        syscall(SYS_futex, &round_, operation, value, nullptr, nullptr, 0);
+    }
 
     const int num_members_;
     alignas(64) std::atomic<int> num_here_{0};
     alignas(64) std::atomic<uint32_t> round_{0};
+    alignas(64) std::atomic<int> num_asleep_{0};
 };
 
 class Team {

@@ -35,14 +35,15 @@ class Child(Generic[T]):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             # Not trio.lowlevel.open_process: it forks in a thread of the pool, and a process that asked to die with its
-            # parent would be killed when that thread ends. A session of its own keeps a terminal's Ctrl-C away.
+            # parent would be killed when that thread ends. A group of its own keeps a terminal's Ctrl-C away; a session
+            # of its own would make its niceness mean nothing to us, where the kernel shares the CPUs out by session.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL if is_quiet else None,
-                start_new_session=True,
+                process_group=0,
             )
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._pidfd = os.pidfd_open(self._process.pid)

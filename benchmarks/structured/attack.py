@@ -28,6 +28,8 @@ from benchmarks.structured.tokens import write_135m
 _CLIENTS = 8
 _TOKENS = 128
 _NO_TOKEN = 10**8
+_DURATION_S = 16
+"""Of a load: time for every form, and enough steps for a 99th percentile."""
 _EVERY_S = 0.5
 """Between an answer to the attacker and its next request."""
 
@@ -36,19 +38,19 @@ def main(rounds: int) -> None:
     """Measure in turns and print the percentiles and their ratio."""
     table = Table("model", "attack", "inter-token, ms", "quiet", "attacked", "ratio")
     with running() as served:
-        told = _measure(served, "built-in", rounds, table, requests=256)
+        told = _measure(served, "built-in", rounds, table)
     with tempfile.TemporaryDirectory() as folder:
         write_135m(Path(folder))
         with running("--model", folder, "--load-format", "dummy") as served:
-            told += _measure(served, "135M", rounds, table, requests=32)
+            told += _measure(served, "135M", rounds, table)
     Console().print(table)
     print(told)
 
 
-def _measure(served: Served, model: str, rounds: int, table: Table, *, requests: int) -> str:
+def _measure(served: Served, model: str, rounds: int, table: Table) -> str:
     """Add the rows of a model; returns what the attacker was told."""
     told = ""
-    _load(served, requests)
+    _load(served)
     for kind in hostile(0):
         quiet, attacked, answers = (
             list[dict[str, float]](),
@@ -56,9 +58,10 @@ def _measure(served: Served, model: str, rounds: int, table: Table, *, requests:
             list[tuple[int, float]](),
         )
         for _ in range(rounds):
-            quiet.append(_load(served, requests))
+            quiet.append(_load(served))
             with _attacked(served.url, kind) as of_round:
-                attacked.append(_load(served, requests))
+                attacked.append(_load(served))
+            assert len(of_round) >= len(hostile(0)[kind]), "the load was over before all forms had come"
             answers += of_round
         for percentile in ("p50", "p99"):
             ratios = [
@@ -79,8 +82,8 @@ def _measure(served: Served, model: str, rounds: int, table: Table, *, requests:
     return told
 
 
-def _load(served: Served, requests: int) -> dict[str, float]:
-    point = load(served, clients=_CLIENTS, requests=requests, tokens=_TOKENS, fields={})
+def _load(served: Served) -> dict[str, float]:
+    point = load(served, clients=_CLIENTS, tokens=_TOKENS, fields={}, duration_s=_DURATION_S)
     times: dict[str, float] = point["itl_s"]
     return times
 

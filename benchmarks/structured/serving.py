@@ -64,13 +64,20 @@ def running(*flags: str) -> Iterator[Served]:
 
 
 def load(
-    served: Served, *, clients: int, requests: int, tokens: int, fields: dict[str, Any]
+    served: Served,
+    *,
+    clients: int,
+    tokens: int,
+    fields: dict[str, Any],
+    requests: int | None = None,
+    duration_s: float | None = None,
 ) -> dict[str, Any]:
-    """Stream ``requests`` answers of ``tokens`` tokens to closed-loop clients; the report's load point."""
+    """Stream answers of ``tokens`` tokens to closed-loop clients, so many or so long; the report's load point."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, str(ROOT / "benchmarks" / "serve.py"), "--url", served.url]
-        command += ["--concurrency", str(clients), "--requests", str(requests), "--warmup", "0"]
+        command += ["--concurrency", str(clients), "--warmup", "0"]
+        command += ["--requests", str(requests)] if duration_s is None else ["--duration", str(duration_s)]
         command += ["--input-tokens", "32", "--output-tokens", str(tokens), "--seed", "7"]
         command += ["--extra-body", json.dumps(fields), "--json", str(report)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""``make compat``: libraries that people use, in a virtual environment of their own, against the real server."""
+"""``make compat``: libraries that people use, in virtual environments of their own, against the real server."""
 
 import os
 import subprocess
@@ -16,12 +16,22 @@ LLM_MODELS = """\
 """
 
 
-def main(python: Path) -> int:
-    """Run every check with ``python``, which has the libraries; returns how many failed."""
+def main(openai2: Path, openai3: Path) -> int:
+    """Run every check; returns how many failed.
+
+    Args:
+        openai2: The Python that has the libraries which want that major version of the openai package.
+        openai3: The one that has those which want this version.
+    """
+    checks = {openai2: (langchain, litellm, llm, generated), openai3: (instructor, pydantic_ai, agents)}
     with tempfile.TemporaryDirectory() as folder:
         with running_server(Path(folder) / "log") as server:
-            checks = (langchain, litellm, llm, generated, instructor, pydantic_ai, agents)
-            failed = [check.__name__ for check in checks if not check(python, server)]
+            failed = [
+                check.__name__
+                for python, those in checks.items()
+                for check in those
+                if not check(python, server)
+            ]
             server.wait_idle()
     print(f"failed: {', '.join(failed)}" if failed else "all of them work")
     return len(failed)
@@ -88,4 +98,4 @@ def _run(*command: str, expect: str = "", **variables: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).absolute()))
+    sys.exit(main(*(Path(python).absolute() for python in sys.argv[1:])))

@@ -13,7 +13,6 @@ from typing import Final, TypeVar
 
 _KEPT_VARIABLES: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 """All of our environment that a process sees which works on what clients sent: no keys, no settings."""
-_AUTOGROUP: Final = Path("/proc/self/autogroup")
 _PR_SET_PDEATHSIG: Final = 1
 _PATIENCE_S: Final = 0.05
 """CPU that work on what a client sent may take before it has to wait for everybody else."""
@@ -60,14 +59,12 @@ def limit_memory(more_bytes: int, *, for_good: bool = True) -> None:
 
 
 def step_back(niceness: int) -> None:
-    """Let others go first, and leave no core file behind; for processes that lead a session of their own.
+    """Let others go first, and leave no core file behind.
 
-    Where the kernel shares the CPUs out by session, niceness counts within one only, and the session has one too.
+    It counts against processes of the same session: Linux may share the CPUs out by session first (sched_autogroup).
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(niceness)
-    with contextlib.suppress(OSError):
-        _AUTOGROUP.write_text(str(niceness), encoding="ascii")
 
 
 def run_behind(do: Callable[[], T]) -> T:

@@ -80,7 +80,7 @@ async def _run(job: bytes) -> bytes:
         stderr=subprocess.DEVNULL,
         check=False,
         deliver_cancel=_kill,
-        start_new_session=True,
+        process_group=0,
         env=clean_environment(),
     )
     return done.stdout or b""
