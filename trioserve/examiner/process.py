@@ -128,7 +128,9 @@ def _send(sock: socket.socket, message: FromProcess) -> None:
 def main() -> int:
     """Serve the socket whose number is the argument; signals to the process group are meant for the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a terminal may stop whatever writes to it from the background
+    signal.signal(
+        signal.SIGTTOU, signal.SIG_IGN
+    )  # a terminal may stop whatever writes to it from the background
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as sock:

@@ -19,7 +19,9 @@ def become_rank() -> None:
     stacks of all threads to stderr and changes nothing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a terminal may stop whatever writes to it from the background
+    signal.signal(
+        signal.SIGTTOU, signal.SIG_IGN
+    )  # a terminal may stop whatever writes to it from the background
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     faulthandler.enable()
