@@ -60,7 +60,7 @@ pytest: setup
 	$(BIN)/python -m pytest
 
 # Not part of `test`: clients in environments of their own, one for each major version of the openai package that they
-# want, some 500 MB together. Needs Java.
+# want, some 600 MB together. Needs Java.
 COMPAT := $(VENV)/compat
 
 compat: setup $(COMPAT)/openai2/.installed $(COMPAT)/openai3/.installed
