@@ -2,7 +2,8 @@
 
 A plan is a delta: a sequence's tokens, parameters and block table cross once, in its Admission; afterwards the rank
 keeps them by slot and a decode step names only the slot and, now and then, a new block. Frames are tagged unions, so
-that one decoder reads whatever comes. (vLLM calls StepPlan and StepResult SchedulerOutput and ModelRunnerOutput.)
+that one decoder reads whatever comes. What a step makes for each sequence is left out of garbage collection (gc=False):
+nothing that it holds leads back to it. (vLLM calls StepPlan and StepResult SchedulerOutput and ModelRunnerOutput.)
 """
 
 from msgspec import Struct
@@ -89,7 +90,7 @@ class Admission(Struct, frozen=True, array_like=True):
     params: SamplingParams
 
 
-class SlotWork(Struct, frozen=True, array_like=True):
+class SlotWork(Struct, frozen=True, array_like=True, gc=False):
     """The tokens of one slot in one step.
 
     The rank computes the next ``num_tokens`` tokens of the slot, from where it stands. When that reaches the last token
@@ -128,7 +129,7 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
-class SampledToken(Struct, frozen=True, array_like=True, omit_defaults=True):
+class SampledToken(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """What one slot sampled in one step."""
 
     slot: int
