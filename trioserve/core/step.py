@@ -66,7 +66,7 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     num_blocks: int
     """KV blocks this rank holds; the engine takes the least of all ranks."""
     load_s: float
-    """Seconds from process start to weights resident."""
+    """Seconds from process start to weights packed."""
     kv_cache_bytes: int
     weights_bytes: int
     dtype: str
@@ -74,6 +74,8 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     """Which implementation of attention runs, such as "cpu-avx512"."""
     decoder: str = ""
     """What computes the steps, such as "native avx512, 2 threads"; or torch's layers, and why."""
+    phases_s: dict[str, float] = {}
+    """Seconds of each part of the start, in their order and by their names."""
 
 
 class Admission(Struct, frozen=True, array_like=True):
