@@ -19,10 +19,8 @@ may always enter."""
 
 Booked = list[tuple[Sequence, SampledToken]]
 """Tokens that have been added to their sequences, at most one to each."""
-_CERTAIN: Final = TokenLogprobs(0.0, [], [])
-"""Of a token that was forced."""
-_NO_BLOCKS: Final[list[int]] = []
-"""Of the work that needs no new ones, which is most: a plan is read and never written."""
+_CERTAIN: Final = TokenLogprobs(0.0, [], [])  # of a token that was forced
+_NO_BLOCKS: Final[list[int]] = []  # of most work; a plan is read and never written
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +140,10 @@ class Scheduler:
         """Book a step's tokens in rounds, to be taken before the next plan: those sampled, then the first forced behind
         each, and so on. What is in a round counts; a sequence that it ends, or that is finished before the next one,
         has its ``finish_reason`` and gets no more."""
-        booked: Booked = []
-        forcing: Booked = []
+        booked, forcing = Booked(), Booked()
         running, preempted = self._running, self._preempted_pending
         for sampled in result.sampled:
-            seq_id = sampled.seq_id
-            if (seq := running.get(seq_id) or preempted.get(seq_id)) is None:
+            if (seq := running.get(sampled.seq_id) or preempted.get(sampled.seq_id)) is None:
                 continue  # it ended while the step ran
             seq.num_pending_tokens -= 1
             self._append(seq, sampled)
@@ -196,15 +192,14 @@ class Scheduler:
 
     def _plan_decodes(self, work: dict[int, SlotWork]) -> tuple[int, list[Sequence]]:
         """One token for every sequence whose prompt is computed, and those forced since; returns how many in all, and
-        the sequences whose prompts are not.
+        the other sequences. This loop runs for every token that is generated, so it reads counts and not the properties
+        made of them.
 
-        This loop runs for every token that is generated, so it reads counts and not the properties made of them. Full
-        blocks are registered when their tokens are back: a sequence planned here may yet be preempted by a later one,
-        and its blocks would never be computed.
+        Full blocks are registered when their tokens are back: a sequence planned here may yet be preempted by a later
+        one, and its blocks would never be computed.
         """
         block_size, max_model_len = self._pool.block_size, self._limits.max_model_len
-        num_forced = 0
-        prompts: list[Sequence] = []
+        num_forced, prompts = 0, list[Sequence]()
         for seq in list(self._running.values()):
             if seq.slot is None:
                 continue  # preempted a moment ago
