@@ -61,13 +61,13 @@ public:
     int num_threads() const { return team_.size(); }
 
     // weights [num_columns][depth]; gated: [2 * num_columns][depth], gates first.
-    void pack(Panels& panels, const bf16* weights, int num_columns, int depth, bool gated) {
+    void pack(Panels& panels, const Rows& weights, int num_columns, bool gated) {
         const int lanes = kernels_.lanes, columns = gated ? lanes : 2 * lanes;
         panels.num_columns = num_columns;
-        panels.depth = depth;
+        panels.depth = weights.depth;
         panels.gated = gated;
         panels.num_panels = (num_columns + columns - 1) / columns;
-        panels.num_pairs = static_cast<int>(padded(depth) / 2);
+        panels.num_pairs = static_cast<int>(padded(weights.depth) / 2);
         panels.memory = Memory<uint32_t>(static_cast<size_t>(panels.num_panels) * static_cast<size_t>(panels.num_pairs) *
                                          static_cast<size_t>(2 * lanes));
         panels.pairs = panels.memory.get();

@@ -33,8 +33,15 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
     cppclass Panels:
         pass
 
+    struct Rows:
+        const bf16** pieces
+        int64_t* num_rows
+        int depth
+
     cppclass Floats "trioserve::Memory<float>":
         pass
+
+    int MAX_PIECES "trioserve::Rows::kMaxPieces"
 
     struct DecoderShape:
         int num_layers
@@ -90,7 +97,7 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         Panels& head()
         Floats& final_norm()
         int num_threads()
-        void pack(Panels&, const bf16* weights, int num_columns, int depth, bint gated) except +
+        void pack(Panels&, const Rows& weights, int num_columns, bint gated) except +
         void copy(Floats& to, const float* numbers, int size) except +
         void copy_gated(Floats& to, const float* numbers) except +
         const char* fault_of(const Step&)
@@ -113,11 +120,31 @@ def available_isas():
     return tuple(name for name, isa in _ISAS.items() if has_isa(<Isa><int>isa))
 
 
+cdef struct Matrix:     # that is to be packed
+    Panels* panels
+    Rows rows
+    int num_columns
+    bint gated
+
+
+cdef Rows _rows(pieces, int64_t num_rows, int depth) except *:
+    """A matrix of so many rows from the addresses of its pieces and how many each has."""
+    cdef Rows rows
+    cdef int i
+    assert len(pieces) <= MAX_PIECES, f"{len(pieces)} pieces"
+    assert sum(count for _, count in pieces) == num_rows, f"not {num_rows} rows"
+    for i, (address, count) in enumerate(pieces):
+        rows.pieces[i], rows.num_rows[i] = <const bf16*><uintptr_t>address, count
+    rows.depth = depth
+    return rows
+
+
 @cython.final
 cdef class Decoder:
     """A decoder and the threads that run it; one call at a time."""
 
     cdef unique_ptr[CDecoder] _decoder
+    cdef vector[Matrix] _taken
     cdef DecoderShape _shape
     cdef readonly str isa
 
@@ -140,22 +167,22 @@ cdef class Decoder:
         """How many threads run a step, the caller's included."""
         return self._decoder.get().num_threads()
 
-    def set_layer(
-        self, int layer, *, uintptr_t qkv_proj, uintptr_t o_proj, uintptr_t gate_up_proj, uintptr_t down_proj,
-        int sliding_window
-    ):
-        """Pack the matrices of a layer; they are not needed after."""
+    def set_layer(self, int layer, *, qkv_proj, o_proj, gate_up_proj, down_proj, int sliding_window):
+        """Take the matrices of a layer, each in pieces, (address, number of rows); ``pack`` reads them."""
         cdef CDecoder* decoder = self._decoder.get()
         cdef Layer* to = &decoder.layer(layer)
         cdef DecoderShape* shape = &self._shape
         cdef int head_size = shape.num_heads * shape.head_dim
         cdef int qkv_size = head_size + 2 * shape.num_kv_heads * shape.head_dim
+        cdef Rows qkv = _rows(qkv_proj, qkv_size, shape.hidden_size)
+        cdef Rows o = _rows(o_proj, shape.hidden_size, head_size)
+        cdef Rows gate_up = _rows(gate_up_proj, 2 * shape.intermediate_size, shape.hidden_size)
+        cdef Rows down = _rows(down_proj, shape.hidden_size, shape.intermediate_size)
         to.sliding_window = sliding_window
-        with nogil:
-            decoder.pack(to.qkv, <const bf16*>qkv_proj, qkv_size, shape.hidden_size, False)
-            decoder.pack(to.o, <const bf16*>o_proj, shape.hidden_size, head_size, False)
-            decoder.pack(to.gate_up, <const bf16*>gate_up_proj, shape.intermediate_size, shape.hidden_size, True)
-            decoder.pack(to.down, <const bf16*>down_proj, shape.hidden_size, shape.intermediate_size, False)
+        self._taken.push_back(Matrix(&to.qkv, qkv, qkv_size, False))
+        self._taken.push_back(Matrix(&to.o, o, shape.hidden_size, False))
+        self._taken.push_back(Matrix(&to.gate_up, gate_up, shape.intermediate_size, True))
+        self._taken.push_back(Matrix(&to.down, down, shape.hidden_size, False))
 
     def set_norms(
         self, int layer, *, uintptr_t input_layernorm, uintptr_t post_attention_layernorm, uintptr_t q_norm,
@@ -186,12 +213,24 @@ cdef class Decoder:
         if down_proj:
             decoder.copy(to.down_bias, <const float*>down_proj, self._shape.hidden_size)
 
-    def set_head(self, *, uintptr_t norm, uintptr_t lm_head):
-        """Copy the last norm, float32, and pack the head, bfloat16."""
+    def set_head(self, *, uintptr_t norm, lm_head):
+        """Copy the last norm, float32, and take the head, bfloat16, in pieces as those of a layer."""
         cdef CDecoder* decoder = self._decoder.get()
+        cdef Rows rows = _rows(lm_head, self._shape.vocab_size, self._shape.hidden_size)
         decoder.copy(decoder.final_norm(), <const float*>norm, self._shape.hidden_size)
+        self._taken.push_back(Matrix(&decoder.head(), rows, self._shape.vocab_size, False))
+
+    def pack(self):
+        """Pack all matrices taken since the last time, as one call without the interpreter's lock; they are not needed
+        after."""
+        cdef CDecoder* decoder = self._decoder.get()
+        cdef size_t i
         with nogil:
-            decoder.pack(decoder.head(), <const bf16*>lm_head, self._shape.vocab_size, self._shape.hidden_size, False)
+            for i in range(self._taken.size()):
+                decoder.pack(
+                    self._taken[i].panels[0], self._taken[i].rows, self._taken[i].num_columns, self._taken[i].gated
+                )
+        self._taken.clear()
 
     def forward(
         self, uintptr_t hidden, *, uintptr_t token_ids, uintptr_t positions, uintptr_t slot_mapping,

@@ -77,7 +77,7 @@ namespace step_portable {
 
 struct Kernels {
     int lanes;
-    void (*pack_panel)(const Panels&, const bf16* weights, int panel);
+    void (*pack_panel)(const Panels&, const Rows& weights, int panel);
     void (*unpack_column)(float* out, const Panels&, int column);
     void (*multiply)(const Panels&, const Factor&, int panel, int next_panel, const Finish&);
     void (*embed_row)(float* out, const bf16* weights, int size);

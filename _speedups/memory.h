@@ -18,7 +18,7 @@ public:
 
     explicit Memory(size_t count) {
         if (count == 0) return;
-        const size_t page = count * sizeof(T) >= kHuge ? kHuge : 4096;
+        const size_t page = count * sizeof(T) >= kHuge / 2 ? kHuge : 4096;
         num_bytes_ = (count * sizeof(T) + page - 1) / page * page;
         const size_t slack = page == kHuge ? kHuge : 0;  // to begin on a huge page
         num_mapped_ = num_bytes_ + slack;

@@ -42,6 +42,21 @@ struct Panels {
     Memory<uint32_t> memory;
 };
 
+// A matrix in rows; those of several layers that are multiplied as one may lie apart.
+struct Rows {
+    static constexpr int kMaxPieces = 3;
+
+    const bf16* pieces[kMaxPieces] = {};
+    int64_t num_rows[kMaxPieces] = {};  // of each piece
+    int depth = 0;
+
+    const bf16* row(int64_t i) const {
+        int piece = 0;
+        for (; i >= num_rows[piece]; ++piece) i -= num_rows[piece];
+        return pieces[piece] + i * depth;
+    }
+};
+
 // What becomes of the sums of a product.
 struct Finish {
     enum Kind { floats, residual, gated } kind;

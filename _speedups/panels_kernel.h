@@ -90,15 +90,18 @@ INLINE void pack_column(uint32_t* to, const bf16* from, int begin, int end) {
 
 // Fills one panel from a matrix in rows; where there are no more of them it stays 0.
 //   weights [num_columns][depth], for gated ones twice as many rows, gates first
-inline void pack_panel(const Panels& panels, const bf16* weights, int panel) {
+inline void pack_panel(const Panels& panels, const Rows& weights, int panel) {
     constexpr int run = 32;  // elements of a row at a time: a cache line to read, and what is written stays in the cache
     uint32_t* to = panels.pairs + static_cast<int64_t>(panel) * panels.num_pairs * kPanel;
+    const bf16* rows[kPanel];
+    for (int column = 0; column < kPanel; ++column) {
+        const int64_t at = panels.gated ? panel * kLanes + column % kLanes : panel * kPanel + column;
+        const int64_t row = panels.gated && column >= kLanes ? panels.num_columns + at : at;
+        rows[column] = at < panels.num_columns ? weights.row(row) : nullptr;
+    }
     for (int begin = 0; begin < panels.depth; begin += run) {
         const int end = begin + run < panels.depth ? begin + run : panels.depth;
-        for (int column = 0; column < kPanel; ++column) {
-            const int64_t at = panels.gated ? panel * kLanes + column % kLanes : panel * kPanel + column;
-            const int64_t row = panels.gated && column >= kLanes ? panels.num_columns + at : at;
-            if (at < panels.num_columns) pack_column(to + column, weights + row * panels.depth, begin, end);
-        }
+        for (int column = 0; column < kPanel; ++column)
+            if (rows[column] != nullptr) pack_column(to + column, rows[column], begin, end);
     }
 }

@@ -7,6 +7,7 @@ group of processes (``workers``) each has an application of its own: the first o
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import trio
@@ -21,7 +22,7 @@ from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle
 from trioserve.engine.permits import Permits
 from trioserve.engine.supervisor import EXIT_ENGINE, give_up, supervise
-from trioserve.engine.works import works_for
+from trioserve.engine.works import Works
 from trioserve.errors import RequestError, SettingsError
 from trioserve.examiner.client import Examiner
 from trioserve.http.app import METRICS_ROUTES, HttpApp, create_app
@@ -105,18 +106,29 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _run_engine(self) -> None:
+        in_thread = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
         try:
-            engine, examiner = await trio.to_thread.run_sync(self._load, abandon_on_cancel=True)
+            model = await in_thread(open_model, self.settings)
         except SettingsError as exc:
             give_up(None, self.lifecycle, str(exc), EXIT_SETTINGS)
             return
+        works = Works(self.settings, model, self.lifecycle)
+        works.launch()
+        try:
+            engine, examiner = await in_thread(self._load, model)
+            await self._run_works(engine, examiner, works)
+        except SettingsError as exc:
+            give_up(None, self.lifecycle, str(exc), EXIT_SETTINGS)
+        finally:
+            await works.aclose()
+
+    async def _run_works(self, engine: Engine, examiner: Examiner, works: Works) -> None:
         if self._host is not None:
             self._host.serve(engine)
         try:
-            works = works_for(self.settings, engine.model)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_examiner, examiner)
-                await supervise(engine, works, self.lifecycle, max_restarts=self.settings.max_restarts)
+                await supervise(engine, works.start, self.lifecycle, max_restarts=self.settings.max_restarts)
                 nursery.cancel_scope.cancel()
         except Exception:
             # A bug. Whoever waits must hear of it, and the process must end: no silent server without an engine.
@@ -156,9 +168,8 @@ class Application:
         async with trio.open_nursery() as nursery:
             await attachment.run(seat, load, self._services.traffic)
 
-    def _load(self) -> tuple[Engine, Examiner]:
+    def _load(self, model: ModelFolder) -> tuple[Engine, Examiner]:
         """Everything of the model that the front holds. Blocks."""
-        model = open_model(self.settings)
         text = self._load_text(model)
         engine = Engine(self.settings, model, text.vocabulary, self.lifecycle)
         examiner = Examiner(self.settings, model)

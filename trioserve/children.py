@@ -29,11 +29,23 @@ class Child(Generic[T]):
     """A process ``python -m MODULE FD`` and the stream socket to it; it sends messages of type ``T``."""
 
     def __init__(
-        self, module: str, message_type: type[T] | object, *, env: Mapping[str, str], is_quiet: bool = False
+        self,
+        module: str,
+        message_type: type[T] | object,
+        *,
+        env: Mapping[str, str],
+        first_frame: bytes = b"",
+        is_quiet: bool = False,
     ) -> None:
-        """``is_quiet``: whether what it writes to its standard error is dropped."""
+        """Start it.
+
+        Args:
+            first_frame: What it finds in its socket, at most some KB.
+            is_quiet: Whether what it writes to its standard error is dropped.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
+            ours.sendall(first_frame)
             # Not trio.lowlevel.open_process: it forks in a thread of the pool, and a process that asked to die with its
             # parent would be killed when that thread ends. A group of its own keeps a terminal's Ctrl-C away; a session
             # of its own would make its niceness mean nothing to us, where the kernel shares the CPUs out by session.

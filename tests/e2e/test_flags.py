@@ -143,6 +143,23 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int, Se
         yield url, metrics_port, server
 
 
+def test_a_folder_without_weights_is_served_with_dummy_ones_and_refused_else(tmp_path: Path) -> None:
+    folder = Path(copytree(MODEL_DIR, tmp_path / "bare", ignore=ignore_patterns("*.safetensors")))
+    command = (*TRIOSERVE, str(folder), "--load-format", "dummy")
+    with running_server(tmp_path / "log", command=command) as server:
+        works = httpx.get(server.url + "/server_info").json()["works"]
+        assert works["decoder"].startswith("native")
+        assert list(works["phases_s"]) == ["imports", "weights mapped", "packed", "warm-up", "tokenizer"]
+        assert server.health()["loaded_share"] == 1.0
+        body = {"model": str(folder), "prompt": "Hello", "max_tokens": 3, "ignore_eos": True}
+        answer = httpx.post(server.url + "/v1/completions", json=body, timeout=30)
+        assert answer.json()["usage"]["completion_tokens"] == 3
+    command = (*TRIOSERVE, str(folder), "--load-format", "safetensors")
+    with running_server(tmp_path / "log", command=command, wait_ready=False) as server:
+        assert server.wait() == 78
+        assert "holds no weights; safetensors are needed" in server.log
+
+
 def counts(metrics_port: int) -> dict[str, float]:
     """The samples of the model's metrics that have no other label."""
     text = httpx.get(f"http://127.0.0.2:{metrics_port}/metrics", timeout=30).text

@@ -21,7 +21,7 @@ from trioserve.engine.checkpoint import open_model
 from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle, ServerState
 from trioserve.engine.supervisor import supervise
-from trioserve.engine.works import works_for
+from trioserve.engine.works import Works
 from trioserve.output.vocabulary import load_vocabulary
 from trioserve.settings import Settings
 
@@ -335,7 +335,7 @@ async def real_engine(**settings: Any) -> AsyncIterator[Engine]:
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
-            await supervise(engine, works_for(chosen, model), lifecycle, max_restarts=0)
+            await supervise(engine, Works(chosen, model, lifecycle).start, lifecycle, max_restarts=0)
 
         nursery.start_soon(run)
         while lifecycle.state is ServerState.STARTING:

@@ -14,7 +14,8 @@ import trio
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Admission, LoadProgress, SlotWork, StepPlan, WorkerConfig
 from trioserve.errors import EngineError, ModelError, WorkerDied
-from trioserve.executor.executor import ProcessExecutor, start_ranks
+from trioserve.executor.executor import ProcessExecutor, run_ranks
+from trioserve.executor.rank import launch_ranks
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -58,7 +59,7 @@ def worker_config(tmp_path_factory: pytest.TempPathFactory) -> WorkerConfig:
 
 @asynccontextmanager
 async def started(config: WorkerConfig) -> AsyncIterator[ProcessExecutor]:
-    async with start_ranks(config, start_timeout_s=60, on_progress=_ignore) as executor:
+    async with run_ranks(launch_ranks(config), start_timeout_s=60, on_progress=_ignore) as executor:
         yield executor
 
 

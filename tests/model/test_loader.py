@@ -10,11 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.model.checkpoints import Checkpoints
+from tests.model.checkpoints import Checkpoints, prompt_of
+from tests.model.pieces import Bench, Piece
 from trioserve.errors import ModelError
+from trioserve.model import decoder
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder, DecoderLayer
 from trioserve.model.loader import checkpoint_targets, dummy_weights, load_weights, resolve_dtype
+from trioserve.model.native import Crew
 
 SINGLE = "model.safetensors"
 
@@ -80,6 +83,64 @@ def test_weights_are_converted_to_the_type_asked_for(checkpoints: Checkpoints) -
     load_weights(model, folder)
     expected = checkpoints.reference("llama").state_dict()["model.norm.weight"].bfloat16()
     assert torch.equal(model.model.norm.weight, expected)
+
+
+# ---- borrowed from the mapped file -----------------------------------------------------------------------------------
+
+TEXT = prompt_of(40, seed=2)
+
+
+def native(folder: Path, *, may_borrow: bool) -> Decoder:
+    model = Decoder(read_config(folder), torch.bfloat16, num_positions=64)
+    load_weights(model, folder, may_borrow=may_borrow)
+    assert model.pack(Crew(2, alone_work=0)).startswith("native")
+    return model
+
+
+def logits(model: Decoder) -> Tensor:
+    return Bench(model).run(Piece(TEXT, 0, len(TEXT), [3, 1, 2]))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-odd-heads-tied", "qwen2", "qwen3", "ernie-biased"])
+def test_borrowed_weights_are_packed_as_copied_ones_are(checkpoints: Checkpoints, name: str) -> None:
+    folder = checkpoints.folder(name, dtype=torch.bfloat16, max_shard_size="40KB")
+    assert torch.equal(*(logits(native(folder, may_borrow=may_borrow)) for may_borrow in (True, False)))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_once_packed_nothing_is_read_from_the_file(
+    checkpoints: Checkpoints, tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(checkpoints.folder(name, dtype=torch.bfloat16), tmp_path / name))
+    model = native(folder, may_borrow=True)
+    before = logits(model)
+    with (folder / SINGLE).open("r+b") as file:
+        file.write(bytes((folder / SINGLE).stat().st_size))
+    assert torch.equal(logits(model), before)
+
+
+def test_what_is_of_another_type_is_converted_and_not_borrowed(checkpoints: Checkpoints) -> None:
+    wide, half = (checkpoints.folder("qwen3", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert torch.equal(logits(native(wide, may_borrow=True)), logits(native(half, may_borrow=True)))
+
+
+def test_progress_of_borrowed_weights_is_told_as_they_are_packed(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "_PACKED_AT_ONCE_BYTES", 1)  # after every layer
+    folder = checkpoints.folder("llama", dtype=torch.bfloat16)
+    model = empty(folder, torch.bfloat16)
+    loaded: list[tuple[int, int]] = []
+    load_weights(model, folder, lambda *bytes_: loaded.append(bytes_), may_borrow=True)
+    assert all(count < total / 2 for count, total in loaded)
+    packed: list[tuple[int, int]] = []
+    model.pack(Crew(1), lambda *bytes_: packed.append(bytes_))
+    assert packed == sorted(packed)
+    assert len(packed) >= 3
+    assert packed[-1][0] == packed[-1][1] > 50_000
+
+
+# ---- types -----------------------------------------------------------------------------------------------------------
 
 
 def test_auto_takes_the_type_of_the_checkpoint(checkpoints: Checkpoints, folder: Path) -> None:

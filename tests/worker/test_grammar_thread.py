@@ -60,6 +60,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_grammars_are_made_ready_in_order_and_those_that_cannot_be_answer_why() -> None:
     ready = Ready()
     with GrammarThread(Grammars(worker_config(FOLDER, **SETTINGS)), ready.send) as thread:
+        thread.start()
         thread.wait_loaded()
         thread.take(GrammarRequest(regex("a")))
         thread.take(GrammarRequest(grammar("start: nothing\n", b"bad")))
@@ -79,6 +80,7 @@ def test_a_grammar_that_is_ready_is_compiled_once_until_it_is_forgotten(
     one, other = regex("a"), regex("b")
     admission = Admission(0, 1, PROMPT, len(PROMPT), 0, [], params(grammar=one))
     with GrammarThread(grammars, ready.send) as thread:
+        thread.start()
         thread.take(GrammarRequest(one))
         thread.take(GrammarRequest(one))
         ready.wait(2)
@@ -109,6 +111,7 @@ def test_the_thread_that_compiles_runs_last_and_ends_with_its_block() -> None:
         ready.send(message)
 
     with GrammarThread(Grammars(worker_config(FOLDER, **SETTINGS)), send) as thread:
+        thread.start()
         thread.take(GrammarRequest(regex("a")))
         ready.wait(1)
     assert niceness == [15]
@@ -127,6 +130,7 @@ def test_a_library_that_fails_otherwise_than_it_should_is_an_answer_too(
     monkeypatch.setattr(Grammars, "make_ready", panic)
     ready = Ready()
     with GrammarThread(Grammars(worker_config(FOLDER, **SETTINGS)), ready.send) as thread:
+        thread.start()
         thread.take(GrammarRequest(regex("a")))
         (answer,) = ready.wait(1)
     assert isinstance(answer, GrammarReady)

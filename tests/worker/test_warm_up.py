@@ -1,6 +1,7 @@
 """The steps that a rank computes before it says that it is ready."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,11 +22,11 @@ class Recorder:
         return StepResult(plan.step_id, [], 0.0)
 
 
-def steps(num_blocks: int = 1000, **changes: object) -> list[tuple[int, int]]:
+def steps(num_blocks: int = 1000, *, makes_kernels: bool = True, **changes: object) -> list[tuple[int, int]]:
     """Sequences and tokens of each step of a warm-up that computes something; its blocks are looked at."""
     recorder = Recorder()
     config = worker_config(Path(), **changes)
-    _warm_up(recorder, config, num_blocks)  # type: ignore[arg-type] # all it uses is run
+    _warm_up(recorder, config, num_blocks, makes_kernels=makes_kernels)  # type: ignore[arg-type] # all it uses is run
     for plan in recorder.plans:
         blocks = [block for admission in plan.admitted for block in admission.block_table]
         assert len(set(blocks)) == len(blocks)
@@ -47,6 +48,13 @@ def test_a_full_warm_up_decodes_at_every_batch_size_and_fills_a_step() -> None:
     assert found == [(1, 16), (1, 1), (3, 510), (3, 3), (1, 512), (1, 1), *every]
 
 
+def test_where_no_kernels_are_made_a_full_warm_up_is_the_largest_steps_only() -> None:
+    found = steps(
+        makes_kernels=False, use_warmup=True, max_num_seqs=3, max_num_batched_tokens=512, max_model_len=1000
+    )
+    assert found == [(1, 16), (1, 1), (3, 510), (3, 3), (1, 512), (1, 1)]
+
+
 def test_a_full_warm_up_has_an_end() -> None:
     found = steps(num_blocks=4000, use_warmup=True, max_num_seqs=1000, max_num_batched_tokens=2000)
     assert sorted({num_seqs for num_seqs, _ in found}) == [*range(1, 65), 1000]
@@ -57,7 +65,8 @@ def test_a_full_warm_up_has_an_end() -> None:
     [({"max_model_len": 2}, 8), ({"max_model_len": 1}, 0), ({"num_blocks": 8}, 8 * 127)],
 )
 def test_a_warm_up_keeps_within_the_blocks_and_the_context(changes: dict[str, int], longest: int) -> None:
-    found = steps(**{"num_blocks": 64, "use_warmup": True, "max_num_batched_tokens": 4096} | changes)
+    settings: dict[str, Any] = {"num_blocks": 64, "use_warmup": True, "max_num_batched_tokens": 4096}
+    found = steps(**settings | changes)
     assert max([tokens for _, tokens in found], default=0) <= longest
 
 

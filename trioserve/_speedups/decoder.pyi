@@ -34,10 +34,10 @@ class Decoder:
         self,
         layer: int,
         *,
-        qkv_proj: int,
-        o_proj: int,
-        gate_up_proj: int,
-        down_proj: int,
+        qkv_proj: Sequence[tuple[int, int]],
+        o_proj: Sequence[tuple[int, int]],
+        gate_up_proj: Sequence[tuple[int, int]],
+        down_proj: Sequence[tuple[int, int]],
         sliding_window: int,
     ) -> None: ...
     def set_norms(
@@ -52,7 +52,8 @@ class Decoder:
     def set_biases(
         self, layer: int, *, qkv_proj: int, o_proj: int, gate_up_proj: int, down_proj: int
     ) -> None: ...
-    def set_head(self, *, norm: int, lm_head: int) -> None: ...
+    def set_head(self, *, norm: int, lm_head: Sequence[tuple[int, int]]) -> None: ...
+    def pack(self) -> None: ...
     def forward(
         self,
         hidden: int,

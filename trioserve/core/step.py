@@ -2,7 +2,8 @@
 
 A plan is a delta: a sequence's tokens, parameters and block table cross once, in its Admission; afterwards the rank
 keeps them by slot and a decode step names only the slot and, now and then, a new block. Frames are tagged unions, so
-that one decoder reads whatever comes. (vLLM calls StepPlan and StepResult SchedulerOutput and ModelRunnerOutput.)
+that one decoder reads whatever comes. What a step makes for each sequence is left out of garbage collection (gc=False):
+nothing that it holds leads back to it. (vLLM calls StepPlan and StepResult SchedulerOutput and ModelRunnerOutput.)
 """
 
 from msgspec import Struct
@@ -65,7 +66,7 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     num_blocks: int
     """KV blocks this rank holds; the engine takes the least of all ranks."""
     load_s: float
-    """Seconds from process start to weights resident."""
+    """Seconds from process start to weights packed."""
     kv_cache_bytes: int
     weights_bytes: int
     dtype: str
@@ -73,6 +74,8 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     """Which implementation of attention runs, such as "cpu-avx512"."""
     decoder: str = ""
     """What computes the steps, such as "native avx512, 2 threads"; or torch's layers, and why."""
+    phases_s: dict[str, float] = {}
+    """Seconds of each part of the start, in their order and by their names."""
 
 
 class Admission(Struct, frozen=True, array_like=True):
@@ -89,7 +92,7 @@ class Admission(Struct, frozen=True, array_like=True):
     params: SamplingParams
 
 
-class SlotWork(Struct, frozen=True, array_like=True):
+class SlotWork(Struct, frozen=True, array_like=True, gc=False):
     """The tokens of one slot in one step.
 
     The rank computes the next ``num_tokens`` tokens of the slot, from where it stands. When that reaches the last token
@@ -128,7 +131,7 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
-class SampledToken(Struct, frozen=True, array_like=True, omit_defaults=True):
+class SampledToken(Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """What one slot sampled in one step."""
 
     slot: int

@@ -43,6 +43,8 @@ class Lifecycle:
         self._drain: ServerState | None = None
         self._failed = False
         self._changed = trio.Event()
+        self.loaded_share: float | None = None
+        """Of the weights, in [0, 1], while the works load; None before anything is known of it."""
         self.failure: str | None = None
         """Why the server failed, one sentence for the operator."""
         self.exit_code = 0
@@ -90,12 +92,12 @@ class Lifecycle:
 
     def works_ready(self) -> None:
         """The ranks take plans."""
-        self._works = ServerState.READY
+        self._works, self.loaded_share = ServerState.READY, 1.0
         self._notify()
 
     def works_lost(self) -> None:
         """The ranks are gone and will be started anew."""
-        self._works = ServerState.RECOVERING
+        self._works, self.loaded_share = ServerState.RECOVERING, None
         self._notify()
 
     def begin_drain(self) -> None:

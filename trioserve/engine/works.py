@@ -1,36 +1,61 @@
 """What the ranks of this server are told at their start, and what is said of their loading."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, TextIO
 
 import trio
 
 from trioserve.core.step import LoadProgress, WorkerConfig, WorkerReady
 from trioserve.engine.checkpoint import ModelFolder
-from trioserve.executor.executor import Executor, start_ranks
+from trioserve.engine.lifecycle import Lifecycle
+from trioserve.executor.executor import Executor, run_ranks
+from trioserve.executor.rank import Rank, launch_ranks
 from trioserve.grammars.registry import backend_named
 from trioserve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_PROGRESS_INTERVAL_S = 2.0
+_LINE_INTERVAL_S: Final = 2.0
+_ERASE_LINE: Final = "\r\x1b[K"
 
 
-def works_for(settings: Settings, model: ModelFolder) -> Callable[[], AbstractAsyncContextManager[Executor]]:
-    """How to start the ranks that serve ``model``; see ``supervisor.StartWorks``."""
+class Works:
+    """The ranks that serve ``model``: started, and started anew, one set after the other.
+
+    The first set may be launched before there is an engine, and loads while the front reads its tokenizer.
+    """
+
+    def __init__(self, settings: Settings, model: ModelFolder, lifecycle: Lifecycle) -> None:
+        self._settings = settings
+        self._model = model
+        self._lifecycle = lifecycle
+        self._launched: list[Rank] = []
+        """That nobody runs yet."""
+
+    def launch(self) -> None:
+        """Let the next set of ranks load."""
+        self._launched = launch_ranks(worker_config(self._settings, self._model))
 
     @asynccontextmanager
-    async def start() -> AsyncIterator[Executor]:
-        progress = _ProgressLog()
-        config = worker_config(settings, model)
-        async with start_ranks(
-            config, start_timeout_s=settings.start_timeout_s, on_progress=progress.report
-        ) as ranks:
-            _log_ready(ranks.ready, model, settings)
-            yield ranks
+    async def start(self) -> AsyncIterator[Executor]:
+        """Run a set of ranks for as long as the block is open; see ``supervisor.StartWorks``."""
+        if not self._launched:
+            self.launch()
+        ranks, self._launched = self._launched, []
+        report = ProgressReport(self._lifecycle, _terminal(self._settings))
+        timeout_s = self._settings.start_timeout_s
+        async with run_ranks(ranks, start_timeout_s=timeout_s, on_progress=report) as executor:
+            _log_ready(executor.ready, self._model, self._settings)
+            yield executor
 
-    return start
+    async def aclose(self) -> None:
+        """End ranks that were launched and never run."""
+        launched, self._launched = self._launched, []
+        for rank in launched:
+            await rank.aclose()
 
 
 def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
@@ -59,30 +84,39 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
     )
 
 
-class _ProgressLog:
-    """A line now and then while a large checkpoint loads; a small one loads without a word."""
+class ProgressReport:
+    """Tells how far a checkpoint has loaded: /health at any time; a terminal by a bar, a log by a line now and then. A
+    small one loads without a line."""
 
-    def __init__(self) -> None:
-        self._next_at: float | None = None
+    def __init__(self, lifecycle: Lifecycle, terminal: TextIO | None) -> None:
+        """``terminal``: where the bar is drawn; None: there is none."""
+        self._lifecycle = lifecycle
+        self._terminal = terminal
+        self._next_line_at = trio.current_time() + _LINE_INTERVAL_S
 
-    def report(self, progress: LoadProgress) -> None:
-        now = trio.current_time()
-        if self._next_at is None:
-            self._next_at = now + _PROGRESS_INTERVAL_S
-        if now < self._next_at:
-            return
-        self._next_at = now + _PROGRESS_INTERVAL_S
+    def __call__(self, progress: LoadProgress) -> None:
         share = progress.loaded_bytes / max(1, progress.total_bytes)
-        bar = "#" * int(30 * share)
-        logger.info(
-            "loading weights [%-30s] %3.0f %% of %.2f GB", bar, 100 * share, progress.total_bytes / 1e9
-        )
+        self._lifecycle.loaded_share = share
+        text = f"loading weights [{'#' * int(30 * share):30}] {share:4.0%} of {progress.total_bytes / 1e9:.2f} GB"
+        if self._terminal is not None:
+            is_over = progress.loaded_bytes >= progress.total_bytes
+            self._terminal.write(_ERASE_LINE + ("" if is_over else text))
+            self._terminal.flush()
+        elif trio.current_time() >= self._next_line_at:
+            self._next_line_at = trio.current_time() + _LINE_INTERVAL_S
+            logger.info("%s", text)
+
+
+def _terminal(settings: Settings) -> TextIO | None:
+    """Where people watch the server start, if they do."""
+    shows_text = settings.log_format != "json" and logger.isEnabledFor(logging.INFO)
+    return sys.stderr if shows_text and sys.stderr.isatty() else None
 
 
 def _log_ready(ready: WorkerReady, model: ModelFolder, settings: Settings) -> None:
     logger.info(
         "serving %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%.0f MB), decoder %s, attention %s, "
-        "loaded in %.1f s",
+        "loaded in %.1f s (%s)",
         model.name,
         ready.dtype,
         ready.weights_bytes / 1e6,
@@ -91,5 +125,6 @@ def _log_ready(ready: WorkerReady, model: ModelFolder, settings: Settings) -> No
         ready.kv_cache_bytes / 1e6,
         ready.decoder,
         ready.attention,
-        ready.load_s,
+        sum(ready.phases_s.values()),
+        ", ".join(f"{name} {seconds:.2f}" for name, seconds in ready.phases_s.items()),
     )

@@ -14,11 +14,10 @@ from trioserve.core.step import (
     LoadProgress,
     StepPlan,
     StepResult,
-    WorkerConfig,
     WorkerReady,
 )
 from trioserve.errors import EngineError, WireError, WorkerStalled
-from trioserve.executor.rank import Rank, rank_config
+from trioserve.executor.rank import Rank
 
 
 class Executor(Protocol):
@@ -115,19 +114,19 @@ class ProcessExecutor:
 
 
 @asynccontextmanager
-async def start_ranks(
-    config: WorkerConfig, *, start_timeout_s: float, on_progress: Callable[[LoadProgress], None]
+async def run_ranks(
+    ranks: list[Rank], *, start_timeout_s: float, on_progress: Callable[[LoadProgress], None]
 ) -> AsyncIterator[ProcessExecutor]:
-    """Run the ranks for as long as the block is open; a rank that ends early ends the block with ``WorkerDied``.
+    """Run ranks that were launched for as long as the block is open, and close them; a rank that ends early ends the
+    block with ``WorkerDied``.
 
     Raises:
         ModelError: The model cannot be served.
-        WorkerStalled: The ranks were not ready after ``start_timeout_s``.
+        WorkerStalled: The ranks were not ready ``start_timeout_s`` later.
         EngineError: A rank died or failed.
     """
-    ranks = [Rank(tp_rank) for tp_rank in range(config.tp_size)]
     try:
-        ready = await _load(ranks, config, start_timeout_s, on_progress)
+        ready = await _wait_loaded(ranks, start_timeout_s, on_progress)
         executor = ProcessExecutor(ranks, ready)
         async with trio.open_nursery() as nursery:
             for rank in ranks[1:]:
@@ -139,14 +138,12 @@ async def start_ranks(
             await rank.aclose()
 
 
-async def _load(
-    ranks: list[Rank], config: WorkerConfig, timeout_s: float, on_progress: Callable[[LoadProgress], None]
+async def _wait_loaded(
+    ranks: list[Rank], timeout_s: float, on_progress: Callable[[LoadProgress], None]
 ) -> WorkerReady:
     """Wait until every rank has loaded; rank 0 speaks of progress for all."""
     try:
         with trio.fail_after(timeout_s):
-            for rank in ranks:
-                await rank.send(rank_config(config, rank.tp_rank))
             readies = [await _wait_ready(rank, on_progress) for rank in ranks]
     except trio.TooSlowError as exc:
         raise WorkerStalled(f"the ranks were not ready after {timeout_s:g} s") from exc

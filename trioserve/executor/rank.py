@@ -15,25 +15,24 @@ from trioserve.settings import SECRET_VARIABLES
 class Rank:
     """A process ``python -m trioserve.worker`` and the stream socket to it."""
 
-    def __init__(self, tp_rank: int) -> None:
-        self.tp_rank = tp_rank
+    def __init__(self, config: WorkerConfig) -> None:
+        """Start it; it loads what ``config`` names."""
+        self.tp_rank = config.tp_rank
         env = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
-        self._child: Child[FromWorker] = Child("trioserve.worker", FromWorker, env=env)
+        self._child: Child[FromWorker] = Child(
+            "trioserve.worker", FromWorker, env=env, first_frame=encode_frame(config)
+        )
 
     @property
     def pid(self) -> int:
         return self._child.pid
 
-    async def send(self, message: msgspec.Struct) -> None:
-        """Send one frame.
+    async def send_bytes(self, frame: bytes) -> None:
+        """Send a frame that is encoded already, for all ranks alike.
 
         Raises:
             WorkerDied: The rank has closed its socket.
         """
-        await self.send_bytes(encode_frame(message))
-
-    async def send_bytes(self, frame: bytes) -> None:
-        """Send a frame that is encoded already, for all ranks alike."""
         try:
             await self._child.send_bytes(frame)
         except SocketClosed as exc:
@@ -69,6 +68,6 @@ class Rank:
         await self._child.aclose()
 
 
-def rank_config(config: WorkerConfig, tp_rank: int) -> WorkerConfig:
-    """The same for another rank."""
-    return msgspec.structs.replace(config, tp_rank=tp_rank)
+def launch_ranks(config: WorkerConfig) -> list[Rank]:
+    """Start all ranks, which load at once; whoever runs them must close them."""
+    return [Rank(msgspec.structs.replace(config, tp_rank=tp_rank)) for tp_rank in range(config.tp_size)]

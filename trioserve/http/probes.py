@@ -16,6 +16,8 @@ class Health(msgspec.Struct, frozen=True):
     """Where the server stands between start and end."""
     worker: int
     """Which of the server's processes answers; 0 runs the engine. The counts are the engine's, whichever it is."""
+    loaded_share: float | None = None
+    """Of the weights, in [0, 1]; None where nothing is known of them, as in processes other than worker 0."""
     last_step_age_s: float | None = None
     """Seconds since the model's last step; None before the first."""
     num_running: int = 0
@@ -58,7 +60,8 @@ async def health(services: Services) -> Response:
     lifecycle, engine = services.lifecycle, services.engine
     status = "ok" if lifecycle.is_live else "failed"
     if engine is None:
-        return _probe(lifecycle.is_live, Health(status, lifecycle.state.value, services.worker))
+        health = Health(status, lifecycle.state.value, services.worker, loaded_share=lifecycle.loaded_share)
+        return _probe(lifecycle.is_live, health)
     counts = engine.statistics()
     return _probe(
         lifecycle.is_live,
@@ -66,6 +69,7 @@ async def health(services: Services) -> Response:
             status,
             lifecycle.state.value,
             services.worker,
+            loaded_share=lifecycle.loaded_share,
             last_step_age_s=counts.last_step_age_s,
             num_running=counts.num_running,
             num_waiting=counts.num_waiting,

@@ -1,5 +1,8 @@
 """The one decoder of all families: embedding, layers of attention and gated MLP, norm, head."""
 
+from collections.abc import Callable, Iterable
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +22,11 @@ from trioserve.model.layers import (
     VocabParallelEmbedding,
 )
 from trioserve.model.native import Crew, NativeDecoder, NativeLayer, obstacle
+from trioserve.model.progress import Progress, unseen
 from trioserve.model.rope import rope_table
+
+_PACKED_AT_ONCE_BYTES: Final = 1 << 30
+"""Of mapped weights, about: the interpreter is free for other things meanwhile, and progress is told after each."""
 
 
 class Attention(nn.Module):
@@ -163,25 +170,34 @@ class Decoder(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.tie(self.model.embed_tokens)
 
-    def pack(self, crew: Crew | None = None) -> str:
+    def pack(
+        self,
+        crew: Crew | None = None,
+        progress: Progress = unseen,
+        *,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> str:
         """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after.
 
         Args:
             crew: Who computes the steps where the decoder is one that can be run natively; None: torch's layers.
+            progress: Told of what was borrowed, as it is packed.
+            meanwhile: Called once, just before weights are packed, to start what needs the interpreter's lock for long.
         Returns:
             What computes the steps from now on, such as "native avx512, 2 threads"; or torch's layers, and why.
         """
         why = "as told" if crew is None else obstacle(self.config, self.dtype)
         if crew is not None and why is None:
-            self._native = self._packed_for(crew)
+            self._native = self._packed_for(crew, progress, meanwhile)
             return self._native.description
+        meanwhile()
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
         return f"torch layers: {why}"
 
-    def _packed_for(self, crew: Crew) -> NativeDecoder:
-        """The same decoder, native; a layer's weights are freed before the next are packed."""
+    def _packed_for(self, crew: Crew, progress: Progress, meanwhile: Callable[[], None]) -> NativeDecoder:
+        """The same decoder, native; what has memory of its own is freed before the next is packed."""
         model = self.model
         packed = NativeDecoder(
             self.config,
@@ -190,13 +206,14 @@ class Decoder(nn.Module):
             rope_table=model.rope_table,
             num_layers=len(model.layers),
         )
+        added = _Added(packed, self.modules(), progress, meanwhile)
         for number, layer in enumerate(model.layers):
             assert isinstance(layer, DecoderLayer)
             packed.add_layer(number, native := layer.as_native())
-            for linear in native.products.values():
-                linear.free()
+            added.extend(native.products.values())
         packed.add_head(model.norm, self.lm_head)
-        self.lm_head.free()
+        added.extend([self.lm_head])
+        added.pack()
         return packed
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
@@ -216,3 +233,41 @@ class Decoder(nn.Module):
             return self._native.compute_logits(hidden)
         logits: Tensor = self.lm_head(hidden)
         return logits
+
+
+class _Added:
+    """Matrices that were added to a native decoder: packed many at a time, and freed then."""
+
+    def __init__(
+        self,
+        packed: NativeDecoder,
+        modules: Iterable[nn.Module],
+        progress: Progress,
+        meanwhile: Callable[[], None],
+    ) -> None:
+        self._packed = packed
+        self._progress = progress
+        self._total = sum(module.num_borrowed_bytes for module in modules if isinstance(module, Linear))
+        self._meanwhile: Callable[[], None] | None = meanwhile
+        self._num_packed = 0
+        self._waiting: list[Linear] = []
+
+    def extend(self, linears: Iterable[Linear]) -> None:
+        """Some more; those that are borrowed take no memory while they wait."""
+        self._waiting += linears
+        borrowed = sum(linear.num_borrowed_bytes for linear in self._waiting)
+        if not borrowed or borrowed >= _PACKED_AT_ONCE_BYTES:
+            self.pack()
+
+    def pack(self) -> None:
+        """Pack those that wait."""
+        if self._meanwhile is not None:
+            self._meanwhile()
+            self._meanwhile = None
+        self._packed.pack()
+        for linear in self._waiting:
+            self._num_packed += linear.num_borrowed_bytes
+            linear.free()
+        self._waiting.clear()
+        if self._total:
+            self._progress(self._num_packed, self._total)

@@ -1,7 +1,8 @@
 """Layers that hold weights, by the names that tensor parallelism gives them.
 
 Each knows how a checkpoint's tensors fill its parameters: ``weight_loader(parameter, loaded, shard)`` is the one door,
-so that a layer split over ranks changes here and nowhere else.
+so that a layer split over ranks changes here and nowhere else. Matrices that will be packed need not be copied first:
+they may be borrowed, which is to say read where they lie in the mapped file.
 """
 
 import torch
@@ -18,20 +19,38 @@ class WeightedLayer(nn.Module):
 
     shards: tuple[str, ...] = ()
     """Checkpoint modules that are merged into this one, in the order of their rows; empty: it is its own."""
+    is_packed = False
+    """Whether its matrix is packed when all is loaded, and the rows of it are not needed after."""
 
-    def weight_loader(self, parameter: nn.Parameter, loaded: Tensor, shard: str | None) -> None:
-        """Fill ``parameter``, or the rows of ``shard`` in it.
+    def __init__(self) -> None:
+        super().__init__()
+        self._borrowed: dict[str | None, Tensor] = {}
+        """By shard."""
 
+    def weight_loader(
+        self, parameter: nn.Parameter, loaded: Tensor, shard: str | None, *, may_borrow: bool = False
+    ) -> bool:
+        """Fill ``parameter``, or the rows of ``shard`` in it; returns whether ``loaded`` was borrowed instead.
+
+        Args:
+            may_borrow: Whether ``loaded`` stays as it is until the layer is packed.
         Raises:
             ModelError: The shapes differ; names both.
         """
-        target = parameter.data if shard is None else self._rows(parameter.data, shard)
+        target = self._rows(parameter.data, shard)
         if target.shape != loaded.shape:
             raise ModelError(f"has shape {list(loaded.shape)}, the config says {list(target.shape)}")
-        target.copy_(loaded)
+        borrows = may_borrow and self.is_packed and loaded.dim() == 2 and loaded.dtype == target.dtype
+        if borrows:
+            self._borrowed[shard] = loaded
+        else:
+            target.copy_(loaded)
+        return borrows
 
-    def _rows(self, data: Tensor, shard: str) -> Tensor:
-        raise NotImplementedError
+    def _rows(self, data: Tensor, shard: str | None) -> Tensor:
+        """The rows of ``shard``, None: all."""
+        assert shard is None, "nothing is merged into this layer"
+        return data
 
 
 class RMSNorm(WeightedLayer):
@@ -53,6 +72,8 @@ class RMSNorm(WeightedLayer):
 class Linear(WeightedLayer):
     """[num_tokens, in_size] -> [num_tokens, out_size]."""
 
+    is_packed = True
+
     def __init__(self, in_size: int, out_size: int, *, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = _parameter(out_size, in_size, dtype=dtype)
@@ -70,8 +91,24 @@ class Linear(WeightedLayer):
         if self._packed is not None and not keep_weight:
             self.free()
 
+    def pieces(self) -> list[Tensor]:
+        """The weight from its first row to its last, in the pieces that it lies in."""
+        weight, borrowed = self.weight.data, self._borrowed
+        if not borrowed:
+            return [weight]
+        return [
+            borrowed[shard] if shard in borrowed else self._rows(weight, shard)
+            for shard in self.shards or (None,)
+        ]
+
+    @property
+    def num_borrowed_bytes(self) -> int:
+        """Bytes of its weight that were not copied."""
+        return sum(piece.nbytes for piece in self._borrowed.values())
+
     def free(self) -> None:
-        """Give the weight's memory back; it lives on packed."""
+        """Give the weight's memory back, or what was borrowed; it lives on packed."""
+        self._borrowed.clear()
         self.weight.data = self.weight.new_empty(0)
 
 
@@ -91,7 +128,9 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
         self.shards = tuple(sizes)
         self._sizes = sizes
 
-    def _rows(self, data: Tensor, shard: str) -> Tensor:
+    def _rows(self, data: Tensor, shard: str | None) -> Tensor:
+        if shard is None:
+            return data
         start = sum(self._sizes[name] for name in self.shards[: self.shards.index(shard)])
         return data[start : start + self._sizes[shard]]
 
@@ -134,6 +173,8 @@ class ParallelLMHead(ColumnParallelLinear):
     def tie(self, embed_tokens: VocabParallelEmbedding) -> None:
         """Share the matrix of the embedding."""
         self.weight = embed_tokens.weight
+        self._borrowed = embed_tokens._borrowed  # noqa: SLF001 # of the same matrix
+        embed_tokens.is_packed = True
 
 
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:

@@ -5,7 +5,7 @@ Only safetensors are read: the other formats of checkpoints are pickles, and a p
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,9 +17,7 @@ from trioserve.errors import ModelError
 from trioserve.model.config import DecoderConfig
 from trioserve.model.decoder import Decoder
 from trioserve.model.layers import WeightedLayer
-
-Progress = Callable[[int, int], None]
-"""Called with (loaded_bytes, total_bytes), bytes of the files."""
+from trioserve.model.progress import Progress, unseen
 
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
@@ -54,31 +52,41 @@ def resolve_dtype(folder: Path, config: DecoderConfig, asked: str) -> torch.dtyp
     return _DTYPES[stored]
 
 
-def load_weights(model: Decoder, folder: Path, progress: Progress = lambda loaded, total: None) -> None:
+def load_weights(
+    model: Decoder, folder: Path, progress: Progress = unseen, *, may_borrow: bool = False
+) -> None:
     """Fill every parameter of ``model`` from the safetensors in ``folder``.
 
+    Args:
+        progress: Told of what is copied, in bytes of the files.
+        may_borrow: Whether matrices may stay where the files are mapped: for a model that is packed natively, which
+            reads them once and frees them.
     Raises:
         ModelError: No safetensors, a damaged file, or tensors that are missing, unknown or of another shape.
     """
     targets = checkpoint_targets(model)
     files = weight_files(folder)
     total = sum(path.stat().st_size for path in files)
-    loaded = 0
+    loaded, has_borrowed = 0, False
     missing, unknown = set(targets), []
     for path in files:
         for name, tensor in _tensors(path):
+            is_borrowed = False
             if name in targets:
-                _fill(targets[name], name, tensor)
+                is_borrowed = _fill(targets[name], name, tensor, may_borrow)
                 missing.discard(name)
             elif not _is_ignored(name, model.config):
                 unknown.append(name)
-            loaded += tensor.nbytes
-            progress(loaded, total)
+            if not is_borrowed:
+                loaded += tensor.nbytes
+                progress(loaded, total)
+            has_borrowed = has_borrowed or is_borrowed
     _refuse_leftovers(folder, sorted(missing), sorted(unknown))
-    progress(total, total)
+    if not has_borrowed:
+        progress(total, total)
 
 
-def dummy_weights(model: Decoder, seed: int, progress: Progress = lambda loaded, total: None) -> None:
+def dummy_weights(model: Decoder, seed: int, progress: Progress = unseen) -> None:
     """Fill ``model`` with noise that depends on ``seed`` alone; norms are one, biases small."""
     generator = torch.Generator().manual_seed(seed)
     total, loaded = sum(parameter.nbytes for parameter in model.parameters()), 0
@@ -157,11 +165,11 @@ def _opened(path: Path) -> safe_open:
         raise ModelError(f"{path} is damaged or truncated: {exc}") from exc
 
 
-def _fill(target: _Target, name: str, tensor: Tensor) -> None:
+def _fill(target: _Target, name: str, tensor: Tensor, may_borrow: bool) -> bool:
     if not tensor.is_floating_point() or tensor.element_size() < 2:
         raise ModelError(f"tensor {name} is of type {tensor.dtype}; only unquantized checkpoints are served")
     try:
-        target.layer.weight_loader(target.parameter, tensor, target.shard)
+        return target.layer.weight_loader(target.parameter, tensor, target.shard, may_borrow=may_borrow)
     except ModelError as exc:
         raise ModelError(f"tensor {name} {exc}") from None
 

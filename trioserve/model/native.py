@@ -104,7 +104,7 @@ class NativeDecoder:
         rope_table: Tensor,
         num_layers: int,
     ) -> None:
-        """Begin one; ``add_layer`` for each layer and ``add_head`` complete it.
+        """Begin one; ``add_layer`` for each layer, ``add_head`` and ``pack`` complete it.
 
         Shapes:
             embeddings: [vocab_size, hidden_size] bfloat16, read by every step; None: the head's matrix, packed
@@ -142,8 +142,8 @@ class NativeDecoder:
         return f"native {self._decoder.isa}, {count} thread{'s' if count > 1 else ''}"
 
     def add_layer(self, number: int, layer: NativeLayer) -> None:
-        """Pack layer ``number``; its matrices in rows are not needed after."""
-        weights = {name: linear.weight.data_ptr() for name, linear in layer.products.items()}
+        """Take layer ``number``; the caller keeps its matrices until they are packed."""
+        weights = {name: _pieces(linear) for name, linear in layer.products.items()}
         window = self._config.sliding_windows[number] or 0
         self._decoder.set_layer(number, **weights, sliding_window=window)
         norms = {name: _wide(None if norm is None else norm.weight) for name, norm in layer.norms.items()}
@@ -152,9 +152,14 @@ class NativeDecoder:
         self._decoder.set_biases(number, **_addresses(biases))
 
     def add_head(self, norm: RMSNorm, lm_head: Linear) -> None:
-        """Pack the head."""
+        """Take the head, as a layer."""
         wide = norm.weight.float()
-        self._decoder.set_head(norm=wide.data_ptr(), lm_head=lm_head.weight.data_ptr())
+        self._decoder.set_head(norm=wide.data_ptr(), lm_head=_pieces(lm_head))
+
+    def pack(self) -> None:
+        """Pack what was added since the last time, as one call without the interpreter's lock; the matrices in rows are
+        not needed after."""
+        self._decoder.pack()
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
         """``Decoder.forward``.
@@ -217,6 +222,13 @@ def _cache(cache: Tensor, first: Tensor) -> int:
     assert cache.is_contiguous() and cache.dtype == torch.bfloat16, "a cache is contiguous bfloat16"
     assert cache.shape == first.shape, "all caches are of one shape"
     return cache.data_ptr()
+
+
+def _pieces(linear: Linear) -> list[tuple[int, int]]:
+    """Address and number of rows of each piece of a weight; the caller keeps them alive."""
+    pieces = linear.pieces()
+    assert all(piece.is_contiguous() for piece in pieces), "a weight is not contiguous"
+    return [(piece.data_ptr(), len(piece)) for piece in pieces]
 
 
 def _wide(numbers: Tensor | None) -> Tensor | None:

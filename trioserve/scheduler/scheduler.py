@@ -19,8 +19,8 @@ may always enter."""
 
 Booked = list[tuple[Sequence, SampledToken]]
 """Tokens that have been added to their sequences, at most one to each."""
-_CERTAIN: Final = TokenLogprobs(0.0, [], [])
-"""Of a token that was forced."""
+_CERTAIN: Final = TokenLogprobs(0.0, [], [])  # of a token that was forced
+_NO_BLOCKS: Final[list[int]] = []  # of most work; a plan is read and never written
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ class Scheduler:
         """The next step, or None where there is nothing to compute: decodes first, then prompts up to the budget."""
         num_preemptions = self._num_preemptions
         work: dict[int, SlotWork] = {}  # by seq_id
-        num_tokens = self._plan_decodes(work)
-        budget = self._plan_prefills(work, self._limits.max_num_batched_tokens - num_tokens)
+        num_tokens, prompts = self._plan_decodes(work)
+        budget = self._plan_prefills(prompts, work, self._limits.max_num_batched_tokens - num_tokens)
         admitted: list[Admission] = []
         if num_preemptions == self._num_preemptions:
             self._plan_admissions(work, admitted, budget)
@@ -140,11 +140,10 @@ class Scheduler:
         """Book a step's tokens in rounds, to be taken before the next plan: those sampled, then the first forced behind
         each, and so on. What is in a round counts; a sequence that it ends, or that is finished before the next one,
         has its ``finish_reason`` and gets no more."""
-        booked: Booked = []
-        forcing: Booked = []
+        booked, forcing = Booked(), Booked()
+        running, preempted = self._running, self._preempted_pending
         for sampled in result.sampled:
-            seq = self._running.get(sampled.seq_id) or self._preempted_pending.get(sampled.seq_id)
-            if seq is None:
+            if (seq := running.get(sampled.seq_id) or preempted.get(sampled.seq_id)) is None:
                 continue  # it ended while the step ran
             seq.num_pending_tokens -= 1
             self._append(seq, sampled)
@@ -191,23 +190,27 @@ class Scheduler:
 
     # --- planning ---
 
-    def _plan_decodes(self, work: dict[int, SlotWork]) -> int:
-        """One token for every sequence whose prompt is computed, and those forced since; returns how many in all.
+    def _plan_decodes(self, work: dict[int, SlotWork]) -> tuple[int, list[Sequence]]:
+        """One token for every sequence whose prompt is computed, and those forced since; returns how many in all, and
+        the other sequences. This loop runs for every token that is generated, so it reads counts and not the properties
+        made of them.
 
-        This loop runs for every token that is generated, so it reads counts and not the properties made of them. Full
-        blocks are registered when their tokens are back: a sequence planned here may yet be preempted by a later one,
-        and its blocks would never be computed.
+        Full blocks are registered when their tokens are back: a sequence planned here may yet be preempted by a later
+        one, and its blocks would never be computed.
         """
         block_size, max_model_len = self._pool.block_size, self._limits.max_model_len
-        num_forced = 0
+        num_forced, prompts = 0, list[Sequence]()
         for seq in list(self._running.values()):
+            if seq.slot is None:
+                continue  # preempted a moment ago
             num_tokens = len(seq.token_ids) + seq.num_pending_tokens
             num_missing = num_tokens - seq.num_computed_tokens
-            if seq.slot is None or (num_missing != 1 and seq.num_computed_tokens < seq.num_admitted_tokens):
-                continue  # preempted a moment ago, or a prompt
+            if num_missing != 1 and seq.num_computed_tokens < seq.num_admitted_tokens:
+                prompts.append(seq)
+                continue
             if num_tokens - seq.num_prompt_tokens >= seq.params.max_tokens or num_tokens >= max_model_len:
                 continue  # the tokens on their way are its last
-            new_block_ids: list[int] = []
+            new_block_ids = _NO_BLOCKS
             num_known = self._most_tokens(seq) if seq.forces_tokens else num_tokens
             if num_known > len(seq.block_table) * block_size:
                 num_blocks = -(-num_known // block_size) - len(seq.block_table)
@@ -221,7 +224,7 @@ class Scheduler:
             seq.num_computed_tokens = num_tokens
             seq.num_pending_tokens += 1
             num_forced += num_missing - 1
-        return len(work) + num_forced
+        return len(work) + num_forced, prompts
 
     def _most_tokens(self, seq: Sequence) -> int:
         """The most tokens that the rank may know of a sequence when it comes to its next step.
@@ -236,16 +239,13 @@ class Scheduler:
             self._limits.max_model_len,
         )
 
-    def _plan_prefills(self, work: dict[int, SlotWork], budget: int) -> int:
+    def _plan_prefills(self, prompts: list[Sequence], work: dict[int, SlotWork], budget: int) -> int:
         """The next chunks of prompts that are partly computed; their blocks were taken when they were admitted."""
-        for seq in self._running.values():
+        for seq in prompts:
             if budget <= 0:
                 break
-            if seq.num_uncomputed_tokens > 1:
-                num_tokens = min(budget, seq.num_uncomputed_tokens)
-                self._schedule(seq, num_tokens, [], work)
-                self._register(seq)
-                budget -= num_tokens
+            if seq.slot is not None:  # not preempted by a decode
+                budget -= self._schedule(seq, budget, work)
         return budget
 
     def _plan_admissions(self, work: dict[int, SlotWork], admitted: list[Admission], budget: int) -> None:
@@ -257,10 +257,7 @@ class Scheduler:
             num_ids += len(seq.token_ids) + seq.params.num_ids
             if (admitted and num_ids > _MAX_ADMITTED_IDS) or not self._admit(seq, admitted, budget):
                 return
-            num_tokens = min(budget, seq.num_uncomputed_tokens)
-            self._schedule(seq, num_tokens, [], work)
-            self._register(seq)  # the next in line may share these blocks: ranks write KV before they read it
-            budget -= num_tokens
+            budget -= self._schedule(seq, budget, work)
 
     def _admit(self, seq: Sequence, admitted: list[Admission], budget: int) -> bool:
         """Give the head of the line a slot and blocks for all its tokens, or say that there are none.
@@ -314,14 +311,16 @@ class Scheduler:
         )
         return max(0, num_blocks - int(num_blocks * self._limits.kv_cache_ratio) - num_of_answers)
 
-    def _schedule(
-        self, seq: Sequence, num_tokens: int, new_block_ids: list[int], work: dict[int, SlotWork]
-    ) -> None:
+    def _schedule(self, seq: Sequence, budget: int, work: dict[int, SlotWork]) -> int:
+        """Compute as much of a prompt as the budget allows; returns how much."""
         assert seq.slot is not None
-        work[seq.seq_id] = SlotWork(seq.slot, num_tokens, new_block_ids)
+        num_tokens = min(budget, seq.num_uncomputed_tokens)
+        work[seq.seq_id] = SlotWork(seq.slot, num_tokens, _NO_BLOCKS)
         seq.num_computed_tokens += num_tokens
         if seq.num_computed_tokens == seq.num_tokens:
             seq.num_pending_tokens += 1
+        self._register(seq)  # the next in line may share these blocks: ranks write KV before they read it
+        return num_tokens
 
     def _make_room_for(self, seq: Sequence, num_blocks: int, work: dict[int, SlotWork]) -> bool:
         """Free blocks, if need be by preempting whoever has the least right to them; False: that is ``seq`` itself. Who
@@ -370,19 +369,20 @@ class Scheduler:
     def _append(self, seq: Sequence, sampled: SampledToken) -> None:
         token_id, token_ids, params = sampled.token_id, seq.token_ids, seq.params
         token_ids.append(token_id)
-        if seq.status is SequenceStatus.WAITING:
+        num_tokens = len(token_ids)
+        if seq.slot is None:  # it was preempted
             self._waiting.num_tokens += 1
             if not seq.num_pending_tokens:
                 self._preempted_pending.pop(seq.seq_id, None)
-        elif len(token_ids) // self._pool.block_size > seq.num_registered_blocks and not seq.forces_tokens:
+        elif num_tokens // self._pool.block_size > seq.num_registered_blocks and not seq.forces_tokens:
             self._register(seq)
-        num_output = len(token_ids) - seq.num_prompt_tokens
+        num_output = num_tokens - seq.num_prompt_tokens
         if token_id in params.stop_token_ids and (
             num_output > params.min_tokens or params.grammar is not None  # which had nothing else left
         ):
             seq.stop_reason = token_id
             self.finish(seq, FinishReason.STOP)
-        elif num_output >= params.max_tokens or len(token_ids) >= self._limits.max_model_len:
+        elif num_output >= params.max_tokens or num_tokens >= self._limits.max_model_len:
             self.finish(seq, FinishReason.LENGTH)
         elif (params.repetition_detection or params.early_stop) and (
             reason := watch(seq, is_certain=sampled.is_certain)

@@ -57,8 +57,8 @@ class EngineSettings(SettingsGroup):
     num_threads: int = Field(default=0, ge=0, le=1024)
     """Threads a rank computes with; 0: one per physical core."""
     use_warmup: bool = False
-    """Whether the ranks compute a prompt of max_num_batched_tokens and decodes of every batch size up to 64 before
-    /ready says 200."""
+    """Whether the ranks compute a prompt of max_num_batched_tokens and decodes before /ready says 200; torch's layers
+    those of every batch size up to 64."""
     start_timeout_s: Seconds = 1800.0
     """Time a rank has to load the model."""
     enable_early_stop: bool = False

@@ -37,7 +37,7 @@ class ModelSettings(SettingsGroup):
     download_dir: Path | None = None
     """The hub's cache folder, if not the usual one."""
     load_format: Literal["auto", "safetensors", "dummy"] = "auto"
-    """auto reads safetensors, the only format; dummy makes seeded random weights."""
+    """auto is safetensors, the only format that is read; dummy makes random weights of the seed, and needs none."""
     served_model_name: Names = ()
     """Names that answers and /v1/models give; by default the model's."""
     chat_template: str | None = None

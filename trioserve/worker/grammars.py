@@ -178,16 +178,21 @@ class GrammarThread:
         self._thread = threading.Thread(target=self._run, name="grammars", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
+
+    def start(self) -> None:
+        """Begin. Reading a large tokenizer takes the interpreter's lock for a second, so this is best done when nobody
+        else wants it."""
+        self._thread.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for the grammar that is being made; no other is begun."""
+        """Wait for the grammar that is being made, if it was started; no other is begun."""
         self._is_leaving = True
         self._wanted.put(None)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def wait_loaded(self) -> None:
         """Wait until no grammar has to wait for the tokenizer."""

@@ -14,7 +14,7 @@ from trioserve.kernels.attention import implementation
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
-from trioserve.model.native import Crew
+from trioserve.model.native import Crew, obstacle
 from trioserve.worker.grammars import Grammars
 from trioserve.worker.kv_cache import allocate_kv_cache
 from trioserve.worker.machine import usable_cpus
@@ -23,9 +23,9 @@ from trioserve.worker.runner import ModelRunner
 _PROGRESS_EVERY_S: Final = 0.1
 _WARM_UP_TOKENS: Final = 16
 _WARM_UP_SEQS: Final = 64
-"""Decodes of every batch size up to it are part of a full warm-up: the first product of each number of rows makes a
-kernel for it, which takes about as long as the product. oneDNN keeps 1024 kernels and forgets the oldest: twice as many
-sizes did not fit."""
+"""Decodes of every batch size up to it are part of a full warm-up of torch's layers: the first product of each number
+of rows makes a kernel for it, which takes about as long as the product. oneDNN keeps 1024 kernels and forgets the
+oldest: twice as many sizes did not fit. The native decoder has its kernels."""
 
 
 def load_runner(
@@ -33,6 +33,8 @@ def load_runner(
     report: Callable[[LoadProgress], None],
     started: float,
     grammars: Grammars | None = None,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[ModelRunner, WorkerReady]:
     """Load the model, allocate its KV cache and run a first prefill and decode, or a full warm-up if told to.
 
@@ -40,10 +42,13 @@ def load_runner(
         report: Called every 100 ms or so with the bytes loaded, and at the end.
         started: ``time.monotonic()`` when the process began.
         grammars: Where the runner finds them; None: they are loaded and compiled when they are needed.
+        meanwhile: As ``Decoder.pack`` says.
     Raises:
         ModelError: The folder, the settings or the machine are not up to it; one sentence.
     """
     _refuse_unsupported(config)
+    phases = Phases(started)
+    phases.end("imports")
     cpus = usable_cpus()
     torch.set_num_threads(config.num_threads or len(cpus))
     folder = Path(config.model_path)
@@ -54,10 +59,11 @@ def load_runner(
     if config.load_format == "dummy":
         dummy_weights(model, config.seed, progress)
     else:
-        load_weights(model, folder, progress)
+        load_weights(model, folder, progress, may_borrow=obstacle(shape, dtype) is None)
+    phases.end("weights mapped")
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    decoder = model.pack(_crew(config, cpus))
-    load_s = time.monotonic() - started
+    decoder = model.pack(_crew(config, cpus), progress, meanwhile=meanwhile)
+    phases.end("packed")
     kv_cache = allocate_kv_cache(shape, config, dtype)
     runner = ModelRunner(
         model,
@@ -67,18 +73,39 @@ def load_runner(
         max_model_len=config.max_model_len,
         block_size=config.block_size,
     )
-    _warm_up(runner, config, kv_cache.num_blocks)
+    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=obstacle(shape, dtype) is not None)
+    phases.end("warm-up")
     ready = WorkerReady(
         tp_rank=config.tp_rank,
         num_blocks=kv_cache.num_blocks,
-        load_s=load_s,
+        load_s=phases.total_s("packed"),
         kv_cache_bytes=kv_cache.num_bytes,
         weights_bytes=weights_bytes,
         dtype=str(dtype).removeprefix("torch."),
         attention=implementation(dtype, shape.head_dim, config.block_size),
         decoder=decoder,
+        phases_s=phases.seconds,
     )
     return runner, ready
+
+
+class Phases:
+    """Seconds of what comes one after the other."""
+
+    def __init__(self, started: float) -> None:
+        """``started``: by ``time.monotonic()``."""
+        self.seconds: dict[str, float] = {}
+        self._last = started
+
+    def end(self, name: str) -> None:
+        """What ran since the last one ended was ``name``."""
+        now = time.monotonic()
+        self.seconds[name], self._last = now - self._last, now
+
+    def total_s(self, name: str) -> float:
+        """From the start to the end of ``name``."""
+        names = list(self.seconds)
+        return sum(self.seconds[each] for each in names[: names.index(name) + 1])
 
 
 def _crew(config: WorkerConfig, cpus: list[int]) -> Crew:
@@ -96,12 +123,14 @@ def _refuse_unsupported(config: WorkerConfig) -> None:
         raise ModelError(f"tensor_parallel_size {config.tp_size} is not supported, only 1 is")
 
 
-def _warm_up(runner: ModelRunner, config: WorkerConfig, num_blocks: int) -> None:
-    """Run prefills and decodes, so that the first requests do not pay for what is made on first use."""
+def _warm_up(runner: ModelRunner, config: WorkerConfig, num_blocks: int, *, makes_kernels: bool) -> None:
+    """Run prefills and decodes, so that the first requests do not pay for what is made on first use: memory for the
+    largest step, and kernels where they are made for a number of rows."""
     _run_once(runner, config, num_blocks, num_seqs=1, num_tokens=_WARM_UP_TOKENS)
     if config.use_warmup:
         for num_seqs in (config.max_num_seqs, 1):
             _run_once(runner, config, num_blocks, num_seqs=num_seqs, num_tokens=config.max_num_batched_tokens)
+    if config.use_warmup and makes_kernels:
         for num_seqs in range(min(_WARM_UP_SEQS, config.max_num_seqs), 0, -1):
             _run_once(runner, config, num_blocks, num_seqs=num_seqs, num_tokens=num_seqs)
 

@@ -1,14 +1,17 @@
 """A rank's life on its socket: config, load, then plan after plan, results in the same order."""
 
 import socket
+import time
 import traceback
 from contextlib import suppress
+
+from msgspec import structs
 
 from trioserve.core.step import GrammarRequest, StepPlan, WorkerConfig, WorkerError
 from trioserve.errors import ModelError, WireError
 from trioserve.worker.channel import Channel
 from trioserve.worker.grammars import Grammars, GrammarThread
-from trioserve.worker.load import load_runner
+from trioserve.worker.load import Phases, load_runner
 
 
 def serve(sock: socket.socket, started: float) -> int:
@@ -38,9 +41,11 @@ def _run(channel: Channel, started: float) -> None:
         raise WireError(f"the first frame is a {type(config).__name__}, not a WorkerConfig")
     grammars = Grammars(config)
     with GrammarThread(grammars, channel.send) as thread:
-        runner, ready = load_runner(config, channel.send, started, grammars)
+        runner, ready = load_runner(config, channel.send, started, grammars, meanwhile=thread.start)
+        phases = Phases(time.monotonic())
         thread.wait_loaded()
-        channel.send(ready)
+        phases.end("tokenizer")
+        channel.send(structs.replace(ready, phases_s=ready.phases_s | phases.seconds))
         while (message := channel.receive()) is not None:
             match message:
                 case StepPlan():
