@@ -6,11 +6,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from trioserve.core.step import LoadProgress, WorkerConfig, WorkerReady
+from trioserve.core.step import LoadProgress, Speculation, WorkerConfig, WorkerReady
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.executor.executor import Executor, start_ranks
 from trioserve.grammars.registry import backend_named
-from trioserve.settings import Settings
+from trioserve.settings import Settings, SpeculativeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,12 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
         grammar_backend=backend_named(settings.guided_decoding_backend),
         max_cached_grammars=settings.max_cached_grammars,
         use_warmup=settings.use_warmup,
+        speculation=_speculation(settings.speculative_config),
     )
+
+
+def _speculation(config: SpeculativeConfig | None) -> Speculation | None:
+    return None if config is None else Speculation(config.num_speculative_tokens, *config.lookup)
 
 
 class _ProgressLog:
@@ -93,3 +98,5 @@ def _log_ready(ready: WorkerReady, model: ModelFolder, settings: Settings) -> No
         ready.attention,
         ready.load_s,
     )
+    if settings.speculative_config is not None:
+        logger.info("guessing tokens in steps of at most %d sequences", ready.max_drafting_seqs)

@@ -20,6 +20,7 @@ class SlotTable:
         self, max_num_seqs: int, max_model_len: int, block_size: int, num_blocks: int, vocab_size: int
     ) -> None:
         self._block_size = block_size
+        self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._num_blocks_total = num_blocks
         self.seq_ids = np.full(max_num_seqs, FREE, np.int64)
@@ -29,6 +30,8 @@ class SlotTable:
         self.num_computed = np.zeros(max_num_seqs, np.int64)
         """[max_num_seqs], tokens whose KV is in the cache"""
         self.num_blocks = np.zeros(max_num_seqs, np.int64)
+        self._most_tokens = np.zeros(max_num_seqs, np.int64)
+        """[max_num_seqs], tokens that a sequence may ever have"""
         self._has_sampled = np.zeros(max_num_seqs, np.bool_)
         """[max_num_seqs], since its admission"""
         self._has_all = np.zeros(max_num_seqs, np.bool_)
@@ -51,6 +54,9 @@ class SlotTable:
         self.seq_ids[slot] = admission.seq_id
         self.num_tokens[slot], self.num_computed[slot] = length, admission.num_computed_tokens
         self.num_blocks[slot] = 0
+        self._most_tokens[slot] = min(
+            admission.num_prompt_tokens + admission.params.max_tokens, self._max_model_len
+        )
         self._has_sampled[slot] = self._has_all[slot] = False
         self.token_ids[slot, :length] = admission.token_ids
         self.extend(slot, admission.block_table)
@@ -92,6 +98,23 @@ class SlotTable:
         assert (ends <= self.num_blocks[slots] * self._block_size).all(), "work beyond the blocks given"
         return slots, counts
 
+    def room(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many tokens each of ``slots`` may guess: there is room for these and one more, in its blocks too."""
+        rooms: NDArray[np.int64] = (
+            np.minimum(self.num_blocks[slots] * self._block_size, self._most_tokens[slots])
+            - self.num_tokens[slots]
+            - 1
+        )
+        return rooms
+
+    def behind(self, slots: NDArray[np.int64], count: int) -> NDArray[np.int32]:
+        """What was written behind the known tokens of ``slots``; [num_slots, count]."""
+        places = self.num_tokens[slots][:, None] + np.arange(count)
+        found: NDArray[np.int32] = self.token_ids[
+            slots[:, None], np.minimum(places, self.token_ids.shape[1] - 1)
+        ]
+        return found
+
     def append(self, slots: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
         """Add one sampled token to each of ``slots``."""
         self.token_ids[slots, self.num_tokens[slots]] = token_ids
@@ -103,6 +126,14 @@ class SlotTable:
         start = self.num_tokens[slot]
         self.token_ids[slot, start : start + len(token_ids)] = token_ids
         self.num_tokens[slot] += len(token_ids)
+
+    def accept(self, slots: NDArray[np.int64]) -> None:
+        """The last token of each of ``slots`` was guessed: it is computed already."""
+        self.num_computed[slots] += 1
+
+    def end_full(self, slots: NDArray[np.int64]) -> None:
+        """End those of ``slots`` that have all tokens that they may ever have."""
+        self._has_all[slots[self.num_tokens[slots] >= self._most_tokens[slots]]] = True
 
     def end(self, slot: int) -> None:
         """The sequence has all tokens that it may ever have: whatever work it is given means nothing."""
