@@ -12,12 +12,13 @@ entered when its token is known: what the last tokens lead to is always an earli
 """
 
 cimport cython
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 cdef enum:
     MAX_LENGTH = 32
     MIN_PLACES = 256
+    REST = 3            # tokens after which a sequence is looked at again in which nothing was found
     SPARSENESS = 2      # a table that has not room for so many times its entries grows
 
 cdef struct Table:
@@ -39,19 +40,34 @@ cdef inline uint32_t finished(uint64_t hash) noexcept nogil:
 
 @cython.final
 cdef class NgramIndex:
-    """The n-grams of ``shortest`` to ``longest`` tokens of up to ``num_slots`` sequences."""
+    """The n-grams of ``shortest`` to ``longest`` tokens of sequences in slots, whose tables it reads as they are."""
 
     cdef readonly int shortest
     cdef readonly int longest
+    cdef int32_t[:, ::1] _token_ids
+    cdef const int64_t[::1] _num_tokens
+    cdef const int64_t[::1] _limits
+    cdef int64_t[::1] _wakes_at
     cdef Table* _tables
-    cdef int _num_slots
+    cdef Py_ssize_t _num_slots
 
-    def __cinit__(self, int num_slots, *, int shortest, int longest):
+    def __cinit__(self, int32_t[:, ::1] token_ids, const int64_t[::1] num_tokens, const int64_t[::1] limits,
+                  int64_t[::1] wakes_at, *, int shortest, int longest):
+        """Begin with empty slots.
+
+        Shapes:
+            token_ids: [num_slots, max_len], a row a slot; drafts are written behind the known tokens
+            num_tokens: [num_slots], tokens known
+            limits: [num_slots], tokens that a slot has room for, its next one included
+            wakes_at: [num_slots], known tokens with which a slot is looked at again; written where nothing was found
+        """
+        cdef Py_ssize_t num_slots = token_ids.shape[0]
         if not 1 <= shortest <= longest <= MAX_LENGTH:
             raise ValueError(f"n-grams of {shortest} to {longest} tokens: 1 to {MAX_LENGTH} can be")
-        if num_slots < 1:
-            raise ValueError(f"{num_slots} slots")
+        if not num_slots == num_tokens.shape[0] == limits.shape[0] == wakes_at.shape[0] > 0:
+            raise ValueError(f"{num_slots} rows, {num_tokens.shape[0]} counts, {limits.shape[0]} limits")
         self.shortest, self.longest, self._num_slots = shortest, longest, num_slots
+        self._token_ids, self._num_tokens, self._limits, self._wakes_at = token_ids, num_tokens, limits, wakes_at
         self._tables = <Table*>calloc(num_slots, sizeof(Table))
         if self._tables == NULL:
             raise MemoryError(f"no memory for {num_slots} tables")
@@ -62,52 +78,51 @@ cdef class NgramIndex:
                 free(self._tables[slot].places)
             free(self._tables)
 
-    def forget(self, int slot):
+    def forget(self, Py_ssize_t slot):
         """The next tokens of ``slot`` are another sequence's."""
         self._check(slot)
         free(self._tables[slot].places)
         self._tables[slot] = Table(NULL, 0, 0)
 
-    def draft(self, int32_t[:, ::1] token_ids, const int64_t[::1] slots, const int64_t[::1] num_tokens,
-              const int64_t[::1] room, int64_t[::1] found):
-        """Write what may follow behind the known tokens of ``slots``, and how many there are to ``found``.
+    def draft(self, const int64_t[::1] slots, const uint8_t[::1] is_whole, int64_t most, int64_t[::1] found):
+        """Write what may follow behind the known tokens of ``slots``; returns how many tokens in all.
 
         A draft that reaches the last token goes on with itself: what repeats at once is continued as often as there is
         room. Tokens that were not there at the last call are entered first; known ones may not have changed.
 
         Shapes:
-            token_ids: [num_slots, max_len], a row a slot
-            slots, num_tokens, room, found: [num_seqs]; room: for at most so many tokens, found: 0 .. room
+            slots, is_whole, found: [num_seqs]; is_whole: 0 for those to be left alone; found: how many tokens of each,
+            at most ``most`` and as many as leave room for one more
         """
         cdef Py_ssize_t i, num_seqs = slots.shape[0]
-        cdef int slot
-        if num_tokens.shape[0] != num_seqs or room.shape[0] != num_seqs or found.shape[0] != num_seqs:
-            raise ValueError(
-                f"{num_seqs} slots, {num_tokens.shape[0]} counts, {room.shape[0]} rooms, room for {found.shape[0]}"
-            )
+        cdef int64_t total = 0
+        if is_whole.shape[0] != num_seqs or found.shape[0] < num_seqs:
+            raise ValueError(f"{num_seqs} slots, {is_whole.shape[0]} flags, room for {found.shape[0]}")
         for i in range(num_seqs):
-            self._check(<int>slots[i])
-            if not (0 <= slots[i] < token_ids.shape[0] and 0 <= num_tokens[i]
-                    and num_tokens[i] + max(room[i], 0) <= token_ids.shape[1]):
-                raise ValueError(f"slot {slots[i]}: {num_tokens[i]} tokens and {room[i]} more in "
-                                 f"{token_ids.shape[0]} rows of {token_ids.shape[1]}")
+            self._check(slots[i])
         with nogil:
             for i in range(num_seqs):
-                slot = <int>slots[i]
-                found[i] = self._draft(&self._tables[slot], &token_ids[slot, 0], <int>num_tokens[i], <int>room[i])
+                found[i] = self._draft(slots[i], most) if is_whole[i] else 0
+                total += found[i]
+        return total
 
-    cdef int _check(self, int slot) except -1:
+    cdef int _check(self, Py_ssize_t slot) except -1:
         if not 0 <= slot < self._num_slots:
             raise IndexError(f"slot {slot} of {self._num_slots}")
+        if not 0 <= self._num_tokens[slot] <= self._token_ids.shape[1]:
+            raise IndexError(f"slot {slot} has {self._num_tokens[slot]} tokens of {self._token_ids.shape[1]}")
         return 0
 
-    cdef int _draft(self, Table* table, int32_t* tokens, int num_tokens, int room) except -1 nogil:
-        cdef int place, i
-        self._enter(table, tokens, num_tokens)
-        if room <= 0:
+    cdef int64_t _draft(self, Py_ssize_t slot, int64_t most) except -1 nogil:
+        cdef int32_t* tokens = &self._token_ids[slot, 0]
+        cdef int64_t num_tokens = self._num_tokens[slot], i, place
+        cdef int64_t room = min(most, min(self._limits[slot], self._token_ids.shape[1]) - num_tokens - 1)
+        if room <= 0 or num_tokens < self._wakes_at[slot]:
             return 0
-        place = self._place(table, tokens, num_tokens)
+        self._enter(&self._tables[slot], tokens, <int>num_tokens)
+        place = self._place(&self._tables[slot], tokens, <int>num_tokens)
         if place == 0:
+            self._wakes_at[slot] = num_tokens + REST
             return 0
         for i in range(room):
             tokens[num_tokens + i] = tokens[place + i]  # behind the last token these are the draft's own

@@ -35,6 +35,7 @@ from trioserve.core.step import Speculation, StepPlan, WorkerConfig
 from trioserve.prompt.tokenizer import load_tokenizer
 from trioserve.scheduler.limits import SchedulerLimits
 from trioserve.scheduler.scheduler import Scheduler
+from trioserve.worker.drafts import Price
 from trioserve.worker.load import load_runner
 
 BLOCK_SIZE: Final = 16
@@ -103,10 +104,10 @@ class Rank:
         )
         self.scheduler = Scheduler(limits, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
 
-    def price(self, num_seqs: int) -> float:
-        """Of a guess in a step of so many sequences, in tokens; infinite where none is made."""
+    def price(self, num_seqs: int) -> Price:
+        """Of guesses in a step of so many sequences, in tokens; infinite where none is made."""
         prices = [] if self.runner.drafter is None else self.runner.drafter.prices
-        return prices[num_seqs - 1] if num_seqs <= len(prices) else math.inf
+        return prices[num_seqs - 1] if num_seqs <= len(prices) else Price(math.inf, math.inf)
 
 
 class Run(NamedTuple):
@@ -162,7 +163,7 @@ class Cell(NamedTuple):
     num_tokens: int
     num_guessed: int
     num_right: int
-    price: float
+    price: Price
 
     @property
     def ratios(self) -> list[float]:
@@ -205,10 +206,12 @@ def show(cells: dict[tuple[str, int], Cell]) -> None:
             f"{statistics.median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f})",
             f"{cell.num_guessed / cell.num_tokens:.3f}",
             f"{cell.num_right / cell.num_tokens:.3f}",
-            f"{cell.price:.2f}",
+            f"{cell.price.any:.2f} + {cell.price.each:.2f}",
         )
     Console().print(table)
-    Console().print("guessed, right: of each token of the answers; price: of a guess, in tokens")
+    Console().print(
+        "guessed, right: of each token of the answers; price: of any guesses in a step and of each, in tokens"
+    )
 
 
 def main() -> None:

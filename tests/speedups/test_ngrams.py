@@ -32,18 +32,22 @@ class Table:
     """A slot's row of tokens, and an index that is asked about it as it grows."""
 
     def __init__(self, shortest: int, longest: int, max_len: int = 4096) -> None:
-        self.index = NgramIndex(3, shortest=shortest, longest=longest)
         self.token_ids: NDArray[np.int32] = np.full((3, max_len), -7, np.int32)
-        self.num_tokens = 0
+        self.num_tokens, self.limits, self.wakes_at = np.zeros((3, 3), np.int64)
+        self.index = NgramIndex(
+            self.token_ids, self.num_tokens, self.limits, self.wakes_at, shortest=shortest, longest=longest
+        )
 
-    def draft(self, token_ids: list[int], room: int = ROOM) -> list[int]:
-        length = len(token_ids)
-        self.token_ids[1, self.num_tokens : length] = token_ids[self.num_tokens :]
-        self.num_tokens = length
+    def draft(self, token_ids: list[int], room: int = ROOM, most: int = 100) -> list[int]:
+        """What is drafted behind ``token_ids``, which go on where they were; it is looked for in any case."""
+        length, known = len(token_ids), int(self.num_tokens[1])
+        self.token_ids[1, known:length] = token_ids[known:]
+        self.num_tokens[1], self.limits[1], self.wakes_at[1] = length, length + room + 1, 0
         found = np.array([-1])
-        self.index.draft(self.token_ids, np.array([1]), np.array([length]), np.array([room]), found)
+        total = self.index.draft(np.array([1]), np.ones(1, np.uint8), most, found)
+        assert total == found[0]
         assert self.token_ids[1, :length].tolist() == token_ids, "known tokens have changed"
-        drafted: list[int] = self.token_ids[1, length : length + found[0]].tolist()
+        drafted: list[int] = self.token_ids[1, length : length + total].tolist()
         return drafted
 
 
@@ -103,34 +107,53 @@ def test_a_sequence_that_is_forgotten_leaves_nothing_to_the_next() -> None:
     table = Table(1, 3)
     assert table.draft([1, 2, 3, 1])[:2] == [2, 3]
     table.index.forget(1)
-    table.num_tokens = 0
+    table.num_tokens[1] = 0
     assert table.draft([4, 5, 6, 1]) == []
     assert table.draft([4, 5, 6, 1, 4])[:2] == [5, 6]
 
 
-def test_slots_know_nothing_of_each_other() -> None:
-    index = NgramIndex(4, shortest=1, longest=2)
-    token_ids = np.array([[1, 2, 1, 0, 0], [3, 4, 5, 0, 0], [6, 7, 6, 0, 0], [1, 7, 3, 0, 0]], np.int32)
+def test_no_more_is_drafted_than_asked_for() -> None:
+    assert Table(1, 3).draft([1, 2, 3, 1, 2, 3], most=2) == [1, 2]
+
+
+def test_a_sequence_in_which_nothing_was_found_rests() -> None:
+    table, found = Table(1, 2), np.array([-1])
+    table.draft([1, 2, 3])
+    assert table.wakes_at[1] == 6
+    for length, expected in ((5, 0), (6, 4)):
+        table.token_ids[1, 3:6] = [1, 2, 3]
+        table.num_tokens[1], table.limits[1] = length, 100
+        assert table.index.draft(np.array([1]), np.ones(1, np.uint8), 4, found) == expected
+
+
+def table_of(rows: list[list[int]], num_tokens: list[int]) -> tuple[NDArray[np.int32], NgramIndex]:
+    token_ids = np.array(rows, np.int32)
+    size = len(rows)
+    arrays = (np.array(num_tokens), np.full(size, 99), np.zeros(size, np.int64))
+    return token_ids, NgramIndex(token_ids, *arrays, shortest=1, longest=2)
+
+
+def test_slots_know_nothing_of_each_other_and_those_that_are_not_whole_are_left_alone() -> None:
+    rows = [[1, 2, 1, 0, 0, 0], [3, 4, 5, 0, 0, 0], [6, 7, 6, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
+    token_ids, index = table_of(rows, [3] * 4)
     found = np.zeros(4, np.int64)
-    index.draft(token_ids, np.arange(4), np.full(4, 3), np.full(4, 2), found)
+    assert index.draft(np.arange(4), np.array([1, 1, 1, 0], np.uint8), 2, found) == 4
     assert found.tolist() == [2, 0, 2, 0]
-    assert token_ids[[0, 2], 3:].tolist() == [[2, 1], [7, 6]]
+    assert token_ids[[0, 2], 3:5].tolist() == [[2, 1], [7, 6]]
+    assert token_ids[3].tolist() == rows[3]
 
 
-@pytest.mark.parametrize(
-    ("slots", "num_tokens", "room"), [([4], [1], [1]), ([-1], [1], [1]), ([0], [4], [2]), ([0, 1], [1], [1])]
-)
-def test_what_lies_outside_is_refused(slots: list[int], num_tokens: list[int], room: list[int]) -> None:
-    index = NgramIndex(4, shortest=1, longest=2)
-    token_ids = np.zeros((4, 5), np.int32)
+@pytest.mark.parametrize(("slots", "num_tokens"), [([4], 1), ([-1], 1), ([0], 6), ([0], -1), ([0, 1], 1)])
+def test_what_lies_outside_is_refused(slots: list[int], num_tokens: int) -> None:
+    _, index = table_of([[0] * 5] * 4, [num_tokens] * 4)
     with pytest.raises((ValueError, IndexError)):
-        index.draft(token_ids, np.array(slots), np.array(num_tokens), np.array(room), np.zeros(1, np.int64))
+        index.draft(np.array(slots), np.ones(1, np.uint8), 3, np.zeros(1, np.int64))
 
 
 @pytest.mark.parametrize(("shortest", "longest"), [(0, 2), (3, 2), (1, 33)])
 def test_impossible_lengths_are_refused(shortest: int, longest: int) -> None:
     with pytest.raises(ValueError, match="n-grams"):
-        NgramIndex(1, shortest=shortest, longest=longest)
+        Table(shortest, longest)
 
 
 def test_all_pairs_of_a_small_alphabet_are_told_apart() -> None:

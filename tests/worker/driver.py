@@ -16,6 +16,7 @@ from trioserve.core.step import (
     StepResult,
     WorkerConfig,
 )
+from trioserve.worker.drafts import Price
 from trioserve.worker.load import load_runner
 
 BLOCK_SIZE = 16
@@ -67,7 +68,7 @@ class Front:
         runner, _ = load_runner(config, lambda progress: None, 0.0)
         torch.set_num_threads(1)
         if runner.drafter is not None:
-            runner.drafter.prices = [1e-9] * config.max_num_seqs
+            runner.drafter.prices = [Price(0.0, 1e-9)] * config.max_num_seqs
         return cls(runner.run, num_drafts=num_drafts)
 
     def admit(

@@ -9,7 +9,7 @@ from tests.model.checkpoints import Checkpoints, prompt_of
 from tests.worker.driver import GREEDY, Front, worker_config
 from trioserve.core.sampling import SamplingParams, ThinkingBudget
 from trioserve.core.step import Admission, SlotWork, Speculation, StepPlan
-from trioserve.worker.drafts import Drafter
+from trioserve.worker.drafts import Drafter, Price
 from trioserve.worker.load import load_runner
 from trioserve.worker.prices import measure_prices
 from trioserve.worker.slots import SlotTable
@@ -22,15 +22,16 @@ REPEATING = [1, 2, 3, 4, 5] * 4
 class Text:
     """A sequence alone with a drafter: its text is known beforehand."""
 
-    def __init__(self, text: list[int], price: float, *, most: int = 4, max_tokens: int = MAX_LEN) -> None:
+    def __init__(self, text: list[int], price: float, *, for_any: float = 0.0, most: int = 4) -> None:
         self.text, self.most, self.price = text, most, price
         self.table = SlotTable(1, MAX_LEN, 16, MAX_LEN // 16, 1 << 16)
-        self.drafter = Drafter(Speculation(most, 2, 4), 1)
-        self.drafter.prices = [price]
-        params = SamplingParams(max_tokens=max_tokens)
+        self.drafter = Drafter(Speculation(most, 2, 4), self.table)
+        self.drafter.prices = [Price(for_any, price)]
+        self.for_any = for_any
+        params = SamplingParams(max_tokens=MAX_LEN)
         self.table.admit(Admission(0, 1, text[:1], 1, 0, list(range(MAX_LEN // 16)), params))
-        self.drafter.admit(0, params, 1)
-        self.num_steps = self.num_guessed = self.num_right = 0
+        self.drafter.admit(0, params)
+        self.num_steps = self.num_guessing_steps = self.num_guessed = self.num_right = 0
 
     @property
     def num_known(self) -> int:
@@ -39,12 +40,12 @@ class Text:
     @property
     def spent(self) -> float:
         """Tokens' time, for all that there are."""
-        return self.num_steps + self.num_guessed * self.price
+        return self.num_steps + self.num_guessing_steps * self.for_any + self.num_guessed * self.price
 
     def step(self) -> int:
         """Returns how many were guessed."""
         slots = np.array([0])
-        counts = self.drafter.guess(self.table, slots, np.array([True]), self.most)
+        counts = self.drafter.guess(slots, np.array([True]), self.most)
         num_guessed = 0 if counts is None else int(counts[0])
         coming = self.text[self.num_known :]
         guesses = self.table.behind(slots, self.most)[0].tolist()[:num_guessed]
@@ -54,6 +55,7 @@ class Text:
         if counts is not None:
             self.drafter.learn(slots, counts, np.array([num_right]))
         self.num_steps += 1
+        self.num_guessing_steps += num_guessed > 0
         self.num_guessed += num_guessed
         self.num_right += num_right
         return num_guessed
@@ -67,11 +69,12 @@ class Text:
 @given(
     seed=st.integers(0, 2**32 - 1),
     price=st.sampled_from([0.02, 0.07, 0.2, 0.45, 0.79]),
+    for_any=st.sampled_from([0.0, 0.1, 0.7]),
     alphabet=st.sampled_from([2, 4, 20, 1000]),
     loops=st.lists(st.integers(1, 9), max_size=3),
 )
 def test_guessing_costs_a_sequence_half_a_token_and_a_hundredth_of_each_at_most(
-    seed: int, price: float, alphabet: int, loops: list[int]
+    seed: int, price: float, for_any: float, alphabet: int, loops: list[int]
 ) -> None:
     """Noise that matches by chance, with stretches that repeat themselves in it."""
     rng = np.random.default_rng(seed)
@@ -79,7 +82,7 @@ def test_guessing_costs_a_sequence_half_a_token_and_a_hundredth_of_each_at_most(
     for size in loops:
         text += rng.integers(0, 1000, size).tolist() * 20
         text += rng.integers(0, alphabet, 300).tolist()
-    one = Text([*text, *range(2000, 2020)], price)
+    one = Text([*text, *range(2000, 2020)], price, for_any=for_any)
     one.run(len(text))
     num_tokens = one.num_known - 1
     assert one.num_steps + one.num_right == num_tokens
@@ -96,7 +99,8 @@ def test_a_text_that_repeats_itself_takes_less_time(price: float, speedup: float
 
 def test_a_sequence_whose_guesses_are_wrong_sleeps_and_wakes_when_it_repeats_itself() -> None:
     rng = np.random.default_rng(5)
-    misleading = [token for number in rng.permutation(1000)[:150].tolist() for token in (1001, 1002, number)]
+    numbers = rng.permutation(1000)[:300].reshape(-1, 2).tolist()
+    misleading = [token for pair in numbers for token in (1001, 1002, *pair)]
     text = misleading + [2003, 2004, 2005, 2006, 2007] * 200
     one = Text(text, 0.07)
     one.run(len(misleading))
@@ -120,18 +124,19 @@ def test_the_dearer_a_guess_the_fewer_are_made_until_they_prove_right() -> None:
 
 def test_nothing_is_guessed_for_sequences_whose_tokens_may_be_forced_nor_beside_too_many() -> None:
     table = SlotTable(2, MAX_LEN, 16, 16, 100)
-    drafter = Drafter(Speculation(4, 2, 4), 2)
+    drafter = Drafter(Speculation(4, 2, 4), table)
     for slot, params in enumerate((GREEDY, SamplingParams(max_tokens=100, thinking=BUDGET))):
         admission = Admission(slot, slot, REPEATING, len(REPEATING), 0, [0, 1, 2], params)
-        drafter.admit(slot, params, len(table.admit(admission)))
+        table.admit(admission)
+        drafter.admit(slot, params)
     both, whole = np.array([0, 1]), np.array([True, True])
-    drafter.prices = [0.05, 0.05]
-    counts = drafter.guess(table, both, whole, 4)
+    drafter.prices = [Price(0.0, 0.05)] * 2
+    counts = drafter.guess(both, whole, 4)
     assert counts is not None and counts.tolist() == [4, 0]
-    assert drafter.guess(table, both[1:], whole[1:], 4) is None
-    assert drafter.guess(table, both, ~whole, 4) is None
-    drafter.prices = [0.05]
-    assert drafter.guess(table, both, whole, 4) is None
+    assert drafter.guess(both[1:], whole[1:], 4) is None
+    assert drafter.guess(both, ~whole, 4) is None
+    drafter.prices = [Price(0.0, 0.05)]
+    assert drafter.guess(both, whole, 4) is None
 
 
 @pytest.mark.parametrize(
@@ -141,13 +146,14 @@ def test_nothing_is_guessed_for_sequences_whose_tokens_may_be_forced_nor_beside_
 def test_guesses_leave_room_for_the_token_behind_them(
     num_blocks: int, max_tokens: int, expected: int | None
 ) -> None:
-    table, drafter = SlotTable(1, MAX_LEN, 16, 4, 100), Drafter(Speculation(4, 2, 4), 1)
+    table = SlotTable(1, MAX_LEN, 16, 4, 100)
+    drafter = Drafter(Speculation(4, 2, 4), table)
     prompt = [1, 2, 3] * 5
     params = SamplingParams(max_tokens=max_tokens)
     table.admit(Admission(0, 1, prompt, len(prompt), 0, list(range(num_blocks)), params))
-    drafter.admit(0, params, len(prompt))
-    drafter.prices = [0.02]
-    counts = drafter.guess(table, np.array([0]), np.array([True]), 4)
+    drafter.admit(0, params)
+    drafter.prices = [Price(0.0, 0.02)]
+    counts = drafter.guess(np.array([0]), np.array([True]), 4)
     assert (None if counts is None else int(counts[0])) == expected
 
 
@@ -235,7 +241,7 @@ def test_a_price_is_measured_for_every_number_of_sequences_with_which_guesses_ma
     runner, ready = load_runner(config, lambda progress: None, 0.0)
     assert runner.drafter is not None
     assert 0 <= ready.max_drafting_seqs <= 4, "of 1 and 4 sequences, and those between"
-    assert all(0.01 <= price <= 0.8 for price in runner.drafter.prices)
+    assert all(price.any >= 0 and 0.01 <= price.each <= 0.8 for price in runner.drafter.prices)
     short = worker_config(checkpoints.folder("llama"), max_model_len=52, speculation=speculation)
     assert measure_prices(runner, runner.drafter, short, speculation) == []
     prompt = prompt_of(20, seed=1)  # nothing is left behind that a sequence could stumble over

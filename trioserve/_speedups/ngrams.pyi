@@ -9,13 +9,17 @@ class NgramIndex:
     def shortest(self) -> int: ...
     @property
     def longest(self) -> int: ...
-    def __new__(cls, num_slots: int, *, shortest: int, longest: int) -> Self: ...
+    def __new__(
+        cls,
+        token_ids: NDArray[np.int32],
+        num_tokens: NDArray[np.int64],
+        limits: NDArray[np.int64],
+        wakes_at: NDArray[np.int64],
+        *,
+        shortest: int,
+        longest: int,
+    ) -> Self: ...
     def forget(self, slot: int) -> None: ...
     def draft(
-        self,
-        token_ids: NDArray[np.int32],
-        slots: NDArray[np.int64],
-        num_tokens: NDArray[np.int64],
-        room: NDArray[np.int64],
-        found: NDArray[np.int64],
-    ) -> None: ...
+        self, slots: NDArray[np.int64], is_whole: NDArray[np.uint8], most: int, found: NDArray[np.int64]
+    ) -> int: ...

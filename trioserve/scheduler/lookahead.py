@@ -8,6 +8,8 @@ from trioserve.core.sequence import Sequence
 from trioserve.core.step import SlotWork
 from trioserve.scheduler.limits import SchedulerLimits
 
+_REST: Final = 3
+
 
 class Lookahead:
     """What is planned for tokens that nobody may be certain of: those that are forced or guessed."""
@@ -15,6 +17,7 @@ class Lookahead:
     def __init__(self, limits: SchedulerLimits, pool: BlockPool) -> None:
         self._limits: Final = limits
         self._pool: Final = pool
+        self._rest = 0  # plans to come that let nobody guess
 
     def full_length(self, seq: Sequence) -> int:
         """Tokens that a sequence may ever have."""
@@ -35,6 +38,9 @@ class Lookahead:
         They get blocks for all of these as long as enough are left for those who need one next; else the rank guesses
         as far as their blocks go.
         """
+        if self._rest:
+            self._rest -= 1
+            return 0
         pool = self._pool
         num_drafts = min(self._limits.num_drafts, budget // len(work))
         for seq_id, item in work.items() if num_drafts else ():
@@ -49,3 +55,8 @@ class Lookahead:
                 seq.block_table += taken
                 work[seq_id] = SlotWork(item.slot, item.num_tokens, item.new_block_ids + taken)
         return num_drafts
+
+    def note_guesses(self, *, were_any: bool) -> None:
+        """Whether a rank that might guess in a step has done so; where not, it may again some plans later, so that
+        text in which nothing is found costs little."""
+        self._rest = 0 if were_any else _REST

@@ -117,6 +117,8 @@ class Scheduler:
         booked: Booked = []
         forcing: Booked = []
         num_drafts = self._drafts_on_the_way.popleft()
+        if num_drafts:
+            self._lookahead.note_guesses(were_any=bool(result.num_drafted))
         for sampled in result.sampled:
             seq = self._running.get(sampled.seq_id) or self._preempted_pending.get(sampled.seq_id)
             if seq is None:
@@ -164,7 +166,9 @@ class Scheduler:
         assert len(held) + self._pool.num_free == self._pool.num_blocks, "a block is lost"
         for seq in self._running.values():
             most = min(seq.num_tokens, len(seq.block_table) * self._pool.block_size)
-            assert seq.num_computed_tokens <= most, f"{seq!r} computes more than {most} tokens"
+            # what is planned beyond a sequence's last token, because guesses brought it early, computes nothing
+            num_computed = min(seq.num_computed_tokens, self._lookahead.full_length(seq))
+            assert num_computed <= most, f"{seq!r} computes more than {most} tokens"
             assert seq.num_pending_tokens or not seq.num_pending_drafts, f"{seq!r} guesses without a step"
         for seq in self._preempted_pending.values():
             assert seq.num_pending_tokens and not seq.num_computed_tokens, f"{seq!r} waits for nothing"
@@ -189,10 +193,12 @@ class Scheduler:
             if num_tokens - seq.num_prompt_tokens >= seq.params.max_tokens or num_tokens >= max_model_len:
                 continue  # the tokens on their way are its last
             new_block_ids: list[int] = []
-            num_known = num_tokens
-            if seq.forces_tokens or seq.num_pending_drafts:
-                num_known = self._lookahead.most_tokens(seq)
+            num_known = num_tokens + seq.num_pending_drafts
+            if seq.forces_tokens:
                 self._register(seq)
+                num_known = self._lookahead.most_tokens(seq)
+            elif num_known > len(seq.block_table) * block_size and seq.num_pending_drafts:
+                num_known = self._lookahead.most_tokens(seq)
             if num_known > len(seq.block_table) * block_size:
                 num_blocks = -(-num_known // block_size) - len(seq.block_table)
                 if num_known > num_tokens and num_blocks > self._pool.num_free:

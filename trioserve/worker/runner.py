@@ -47,7 +47,7 @@ class ModelRunner:
         self._grammars = grammars
         self._sampler = Sampler(max_num_seqs, model.config.vocab_size, grammars.fill_masks)
         self._scorer = PromptScorer(max_num_seqs)
-        self.drafter = None if speculation is None else Drafter(speculation, max_num_seqs)
+        self.drafter = None if speculation is None else Drafter(speculation, self._slots)
         """What guesses tokens, if anything."""
 
     @torch.inference_mode()
@@ -68,7 +68,7 @@ class ModelRunner:
             )
             self._scorer.admit(admission)
             if self.drafter is not None:
-                self.drafter.admit(admission.slot, admission.params, len(token_ids))
+                self.drafter.admit(admission.slot, admission.params)
         result = self._compute(plan) if plan.work else StepResult(plan.step_id, [], 0.0)
         return structs.replace(result, step_s=time.perf_counter() - started)
 
@@ -95,8 +95,6 @@ class ModelRunner:
             rounds = self._verify(hidden, slots, samples, guesses)
         else:
             rounds = [self._sample(hidden, slots[samples])] if num_samples else [[]]
-        if self.drafter is not None:
-            table.end_full(slots)
         num_drafted = [] if guesses is None else guesses.num_with
         return StepResult(plan.step_id, rounds[0], 0.0, scored, rounds[1:], num_drafted)
 
@@ -104,7 +102,7 @@ class ModelRunner:
         """What is tried behind the tokens of ``slots``; None: nothing."""
         if self.drafter is None or not most:
             return None
-        counts = self.drafter.guess(self._slots, slots, samples, most)
+        counts = self.drafter.guess(slots, samples, most)
         return None if counts is None else Guesses(self._slots.behind(slots, int(counts.max())), counts)
 
     @staticmethod
