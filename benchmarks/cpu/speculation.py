@@ -24,10 +24,12 @@ from collections import deque
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cpu.decoder import SHAPES
+from trioserve._speedups.ngrams import NgramIndex
 from trioserve.builtin import MODEL_DIR
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.sequence import Sequence
@@ -192,6 +194,25 @@ def compare(plain: Rank, guessing: Rank, kind: Kind, num_seqs: int, rounds: int)
     return Cell(*found, num_tokens, second.num_guessed, second.num_right, guessing.price(num_seqs))
 
 
+def lookup_us(context: int, num_slots: int = 32, num_tokens: int = 200) -> tuple[float, float]:
+    """Microseconds of a token: while ``context`` tokens are entered at once, and step by step behind them."""
+    text = (
+        np.random.default_rng(1).integers(0, 40_000, (num_slots, context + 8 * num_tokens)).astype(np.int32)
+    )
+    counts, limits = np.full(num_slots, context), np.full(num_slots, text.shape[1])
+    wakes_at, found = np.zeros((2, num_slots), np.int64)
+    index = NgramIndex(text, counts, limits, wakes_at, shortest=2, longest=4)
+    slots, is_whole = np.arange(num_slots), np.ones(num_slots, np.uint8)
+    times = []
+    for _ in range(num_tokens + 1):
+        wakes_at[:] = 0
+        began = time.perf_counter()
+        index.draft(slots, is_whole, 4, found)
+        times.append((time.perf_counter() - began) / num_slots * 1e6)
+        counts += 1
+    return times[0] / context, statistics.median(times[1:])
+
+
 def show(cells: dict[tuple[str, int], Cell]) -> None:
     table = Table()
     for heading in ("text", "batch", "without, tokens/s", "with", "ratio", "guessed", "right", "price"):
@@ -235,6 +256,9 @@ def main() -> None:
                             plain, guessing, KINDS[name], num_seqs, options.rounds
                         )
     show(cells)
+    for context in (128, 4096, 32_768):
+        entered_us, step_us = lookup_us(context)
+        print(f"n-grams of 2 to 4 in {context} tokens: {entered_us:.3f} us a token, {step_us:.3f} us a step")
     if options.json:
         numbers = {f"{name} {num_seqs}": cell._asdict() for (name, num_seqs), cell in cells.items()}
         options.json.write_text(json.dumps(numbers, indent=2) + "\n")

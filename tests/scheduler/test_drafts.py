@@ -256,3 +256,17 @@ def test_what_was_guessed_while_its_sequence_was_preempted_is_not_lost() -> None
         was_seen |= bool(waits)
     assert was_seen
     assert [output(seq) for seq in seqs] == [expected([number] * 8, 24) for number in (1, 2)]
+
+
+def test_where_nothing_was_guessed_the_next_plans_let_nobody_guess() -> None:
+    house = make_house(guessing(lambda length: NUM_DRAFTS if length > 20 else 0), depth=1)
+    house.add([1, 2, 3], max_tokens=60)
+    permitted = []
+    while (plan := house.scheduler.plan_step()) is not None:
+        result = house.rank.carry_out(plan)
+        permitted.append((plan.num_drafts, bool(result.num_drafted)))
+        for _ in house.scheduler.commit(result):
+            pass
+    nothing, rest = (NUM_DRAFTS, False), (0, False)
+    assert permitted[:9] == [rest, nothing, rest, rest, rest, nothing, rest, rest, rest]
+    assert permitted[-6:-1] == [(NUM_DRAFTS, True)] * 5

@@ -112,8 +112,8 @@ class SlotWork(Struct, frozen=True, array_like=True):
 
     A slot that has sampled since its admission computes all the tokens that it knows: ``num_tokens``, and those that
     were forced in a step whose result the front had not seen. Its blocks have room for MAX_FORCED_TOKENS of them for
-    each such step. One that knows all the tokens it may ever have, or whose grammar has failed, does nothing and
-    reports nothing.
+    each such step. What was guessed and found right is computed already. A slot that knows all the tokens it may ever
+    have, or whose grammar has failed, does nothing and reports nothing.
     """
 
     slot: int
