@@ -35,7 +35,8 @@ from trioserve.core.step import FromWorker, GrammarRequest, SampledToken, StepPl
 from trioserve.engine.checkpoint import open_model
 from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle
-from trioserve.scheduler.scheduler import Scheduler, SchedulerLimits
+from trioserve.scheduler.limits import SchedulerLimits
+from trioserve.scheduler.scheduler import Scheduler
 from trioserve.settings import Settings
 
 T = TypeVar("T")

@@ -60,6 +60,8 @@ class FakeRank:
     """Whether the last of all tokens was certain."""
     forced: Forced = lambda token_ids: []
     """Asked for sequences that may force tokens."""
+    guesses: Forced = lambda token_ids: []
+    """Asked for sequences that force none, as many of them taken as the plan and the blocks allow."""
     failure: Callable[[list[int]], str] = lambda token_ids: ""
     """Why a grammar fails instead of sampling the next token; empty where it does not."""
     max_model_len: int = 1 << 30
@@ -83,11 +85,12 @@ class FakeRank:
             self._admit(admission)
         assert len({work.slot for work in plan.work}) == len(plan.work), "a slot is planned twice"
         counts = {work.slot: count for work in plan.work if (count := self._begin(work))}
+        guessed = {slot_id: self._guess(slot_id, count, plan.num_drafts) for slot_id, count in counts.items()}
         for (
             slot_id,
             count,
         ) in counts.items():  # as in a layer of the model: all write their KV before any reads
-            self._write(self.slots[slot_id], count)
+            self._write(self.slots[slot_id], count, guessed[slot_id])
         scored = [
             stretch
             for slot_id, count in counts.items()
@@ -96,10 +99,13 @@ class FakeRank:
         sampled = [
             token for slot_id, count in counts.items() if (token := self._sample(slot_id, count)) is not None
         ]
-        num_tokens = sum(counts.values())
+        more = self._sample_more({slot_id: guesses for slot_id, guesses in guessed.items() if guesses})
+        num_tokens = sum(counts.values()) + sum(map(len, guessed.values()))
         self.num_computed += num_tokens
         self.largest_step = max(self.largest_step, num_tokens)
-        return StepResult(plan.step_id, sampled, 0.0, scored)
+        lengths = [len(guesses) for guesses in guessed.values()]
+        num_drafted = [sum(length > place for length in lengths) for place in range(max(lengths, default=0))]
+        return StepResult(plan.step_id, sampled, 0.0, scored, more, num_drafted)
 
     def _admit(self, admission: Admission) -> None:
         assert admission.slot not in self.slots, f"slot {admission.slot} is taken"
@@ -125,16 +131,27 @@ class FakeRank:
         num_known = len(slot.token_ids) - slot.num_computed
         if slot.has_failed:
             return 0
-        if not slot.has_sampled or not slot.params.forces_tokens:
+        if not slot.has_sampled:
             return work.num_tokens
         assert work.num_tokens <= num_known, "more tokens planned than there are"
+        assert num_known == 1 or slot.params.forces_tokens, "what was guessed is not computed"
         return 0 if len(slot.token_ids) >= slot.most_tokens else num_known
 
-    def _write(self, slot: _Slot, num_tokens: int) -> None:
+    def _guess(self, slot_id: int, num_tokens: int, most: int) -> list[int]:
+        """What is tried behind the tokens of a slot of which ``num_tokens`` are computed now."""
+        slot = self.slots[slot_id]
+        num_known = len(slot.token_ids)
+        if slot.params.forces_tokens or slot.num_computed + num_tokens < num_known:
+            return []
+        room = min(len(slot.block_table) * self.block_size, slot.most_tokens) - num_known - 1
+        return self.guesses(slot.token_ids)[: max(0, min(most, room))]
+
+    def _write(self, slot: _Slot, num_tokens: int, guesses: list[int]) -> None:
         last = slot.num_computed + num_tokens
         assert 0 < num_tokens <= len(slot.token_ids) - slot.num_computed, "more tokens planned than there are"
-        for position in range(slot.num_computed, last):
-            self.kv[self._place(slot, position)] = hash(tuple(slot.token_ids[: position + 1]))
+        token_ids = slot.token_ids + guesses
+        for position in range(slot.num_computed, last + len(guesses)):
+            self.kv[self._place(slot, position)] = hash(tuple(token_ids[: position + 1]))
 
     @staticmethod
     def _score(slot: _Slot, num_tokens: int) -> PromptLogprobs | None:
@@ -178,6 +195,19 @@ class FakeRank:
         return SampledToken(
             slot_id, slot.seq_id, token_id, self._logprobs(slot, token_id), is_certain, forced
         )
+
+    def _sample_more(self, guessed: dict[int, list[int]]) -> list[list[SampledToken]]:
+        """The tokens behind right guesses, in rounds; ``guessed`` by slot, of which each has sampled its token."""
+        rounds = []
+        for place in range(max(map(len, guessed.values()), default=0)):
+            guessed = {
+                slot_id: guesses
+                for slot_id, guesses in guessed.items()
+                if place < len(guesses) and self.slots[slot_id].token_ids[-1] == guesses[place]
+            }
+            found = [self._sample(slot_id, 1) for slot_id in guessed]
+            rounds.append([sampled for sampled in found if sampled is not None])
+        return [found for found in rounds if found]
 
     def _place(self, slot: _Slot, position: int) -> tuple[int, int]:
         return slot.block_table[position // self.block_size], position % self.block_size

@@ -45,7 +45,7 @@ _ONE_PHASE: Final = "prefill and decode always run in the same server"
 _AS_STORED: Final = (
     "weights and KV cache are kept in bfloat16, float16 or float32; name a checkpoint that is not quantized"
 )
-_NO_DRAFTS: Final = "there is no speculative decoding here; leave it out"
+_NO_DRAFTS: Final = "tokens are guessed without a second model; set speculative_config instead"
 _NO_ADAPTERS: Final = "adapters are not served; merge them into the weights first"
 _TEXT_ONLY: Final = "only text is served here; leave it out"
 _NO_FOREIGN_CODE: Final = "no code but this server's own is ever loaded; leave it out"
@@ -186,9 +186,7 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
     **_flags("backend", "there is one engine here; leave it out"),
     **_flags("additional_config", "every setting has a name of its own here"),
     # speculation, adapters, images
-    **_flags(
-        "speculative_config speculative_model speculative_algorithm speculative_draft_model", _NO_DRAFTS
-    ),
+    **_flags("speculative_model speculative_algorithm speculative_draft_model", _NO_DRAFTS),
     **_flags("speculative_num_draft_tokens num_speculative_tokens", _NO_DRAFTS),
     **_flags("num_lookahead_slots", _NO_DRAFTS, "0"),
     **_flags("enable_lora fully_sharded_loras", _NO_ADAPTERS, switch=True),

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from tests.engine.test_engine import make_engine, make_executor, read_all, sequence, supervised
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.engine.engine import Engine
-from trioserve.engine.meter import Histogram, token_bounds
+from trioserve.engine.meter import Histogram, Meter, token_bounds
 from trioserve.errors import WorkerDied
 
 
@@ -147,3 +147,12 @@ async def test_preemptions_add_up_over_restarts_and_readmissions_count_once(
         assert engine.statistics().num_preemptions == before
     assert engine.meter.num_output_tokens == 4 * 40 + 5
     assert engine.meter.time_to_first_token_s.count + engine.meter.inter_token_latency_s.count == 4 * 40 + 5
+
+
+def test_guesses_are_counted_by_place_as_far_as_there_were_any() -> None:
+    meter = Meter(max_model_len=10)
+    assert (meter.num_drafts, meter.num_draft_tokens, meter.num_accepted_tokens) == (0, 0, [])
+    meter.guessed([3, 2], [2])
+    meter.guessed([1, 1, 1], [1, 1, 1])
+    meter.guessed([1], [])
+    assert (meter.num_drafts, meter.num_draft_tokens, meter.num_accepted_tokens) == (5, 9, [3, 1, 1])

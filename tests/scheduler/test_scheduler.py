@@ -11,7 +11,8 @@ from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
 from trioserve.core.step import StepPlan
 from trioserve.errors import QueueFull
 from trioserve.scheduler import scheduler as scheduler_module
-from trioserve.scheduler.scheduler import Scheduler, SchedulerLimits
+from trioserve.scheduler.limits import SchedulerLimits
+from trioserve.scheduler.scheduler import Scheduler
 
 BLOCK_SIZE = 4
 
@@ -31,6 +32,8 @@ class House:
         enable_prefix_caching: bool = True,
         enable_chunked_prefill: bool = True,
         kv_cache_ratio: float | None = None,
+        num_drafts: int = 0,
+        max_drafting_seqs: int = 0,
     ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=max_num_seqs,
@@ -41,6 +44,8 @@ class House:
             enable_prefix_caching=enable_prefix_caching,
             enable_chunked_prefill=enable_chunked_prefill,
             kv_cache_ratio=kv_cache_ratio,
+            num_drafts=num_drafts,
+            max_drafting_seqs=max_drafting_seqs,
         )
         self.scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE)
         self.rank = FakeRank(BLOCK_SIZE, next_token, max_model_len=num_blocks * BLOCK_SIZE)  # type: ignore[arg-type]  # either of the two functions

@@ -92,7 +92,7 @@ def test_an_alias_works_alike_as_flag_variable_and_key(alias: str, monkeypatch: 
         ("--no-disable-log-requests", "'false' is not obeyed: prompts and answers are never logged"),
         ("--data-parallel-size 2", "'2' is not obeyed: one server is one replica"),
         ("--lora-modules a=b c=d", "'a=b c=d' is not obeyed: adapters"),
-        ("--speculative-config {}", "no speculative decoding"),
+        ("--speculative-model draft", "without a second model; set speculative_config"),
     ],
 )
 def test_what_cannot_be_obeyed_ends_with_78_and_one_sentence(

@@ -69,6 +69,32 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
             {"early_stop_config": '{"window": 1}'},
             r"early_stop_config = .*: window is not one of enable_early_stop, strategy",
         ),
+        ({"speculative_config": "{}"}, r"speculative_config = '\{\}': method is missing"),
+        ({"speculative_config": '"ngram"'}, r"speculative_config = .*: input should be a JSON object"),
+        (
+            {"speculative_config": '{"method": "eagle"}'},
+            r"speculative_config = .*: method = 'eagle': input should be 'ngram'",
+        ),
+        (
+            {"speculative_config": '{"method": "ngram", "num_speculative_tokens": -1}'},
+            r"num_speculative_tokens = -1: input should be greater than or equal to 1",
+        ),
+        (
+            {"speculative_config": '{"method": "ngram", "num_speculative_tokens": 17}'},
+            r"num_speculative_tokens = 17: input should be less than or equal to 16",
+        ),
+        (
+            {"speculative_config": '{"method": "ngram", "prompt_lookup_min": 0}'},
+            r"prompt_lookup_min = 0: input should be greater than or equal to 1",
+        ),
+        (
+            {"speculative_config": '{"method": "ngram", "prompt_lookup_min": 5, "prompt_lookup_max": 3}'},
+            r"speculative_config = .*: prompt_lookup_min = 5 is more than prompt_lookup_max = 3: lower it",
+        ),
+        (
+            {"speculative_config": '{"method": "ngram", "model": "other"}'},
+            r"model is not one of method, num_speculative_tokens, prompt_lookup_max, prompt_lookup_min",
+        ),
         ({"max_logprobs": 1001}, r"max_logprobs = 1001: input should be less than or equal to 1000"),
         (
             {"max_logprobs": 100, "max_num_batched_tokens": 1 << 20},
@@ -217,3 +243,41 @@ def test_an_early_stop_is_turned_on_by_either_setting() -> None:
     config = load_settings(early_stop_config='{"enable_early_stop": true, "window_size": 9}').early_stop
     assert config is not None
     assert (config.window_size, config.threshold) == (9, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("keys", "num_tokens", "lookup"),
+    [
+        ("", 4, (2, 4)),
+        (', "num_speculative_tokens": 7', 7, (2, 4)),
+        (', "prompt_lookup_max": 1', 4, (1, 1)),
+        (', "prompt_lookup_max": 9', 4, (2, 9)),
+        (', "prompt_lookup_min": 6', 4, (6, 6)),
+        (', "prompt_lookup_min": 1, "prompt_lookup_max": 3', 4, (1, 3)),
+    ],
+)
+def test_lengths_to_look_up_that_are_left_out_go_with_those_that_are_given(
+    keys: str, num_tokens: int, lookup: tuple[int, int]
+) -> None:
+    config = load_settings(speculative_config='{"method": "ngram"' + keys + "}").speculative_config
+    assert config is not None
+    assert (config.num_speculative_tokens, config.lookup) == (num_tokens, lookup)
+
+
+def test_guessing_is_set_by_flag_variable_and_file_alike_and_may_be_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_settings().speculative_config is None
+    assert load_settings(speculative_config="none").speculative_config is None
+    Path("trioserve.toml").write_text(
+        '[speculative_config]\nmethod = "ngram"\nnum_speculative_tokens = 3\n', encoding="utf-8"
+    )
+    config = load_settings().speculative_config
+    assert config is not None
+    assert config.num_speculative_tokens == 3
+    monkeypatch.setenv("TRIOSERVE_SPECULATIVE_CONFIG", '{"method": "ngram", "num_speculative_tokens": 2}')
+    config = load_settings().speculative_config
+    assert config is not None
+    assert config.num_speculative_tokens == 2
+    monkeypatch.setenv("TRIOSERVE_SPECULATIVE_CONFIG", "null")
+    assert load_settings().speculative_config is None

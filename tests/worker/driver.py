@@ -7,7 +7,16 @@ from pathlib import Path
 import torch
 
 from trioserve.core.sampling import SamplingParams
-from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult, WorkerConfig
+from trioserve.core.step import (
+    Admission,
+    SampledToken,
+    SlotWork,
+    Speculation,
+    StepPlan,
+    StepResult,
+    WorkerConfig,
+)
+from trioserve.worker.drafts import Price
 from trioserve.worker.load import load_runner
 
 BLOCK_SIZE = 16
@@ -40,6 +49,11 @@ class Front:
     execute: Callable[[StepPlan], StepResult]
     outputs: dict[int, list[int]] = field(default_factory=dict)
     samples: dict[int, list[SampledToken]] = field(default_factory=dict)
+    num_drafts: int = 0
+    """Of every plan; sequences then get all their blocks at once."""
+    num_guessed: int = 0
+    num_right: int = 0
+    """Guesses that were right."""
     step_id: int = 0
     _admitted: list[Admission] = field(default_factory=list)
     _released: list[int] = field(default_factory=list)
@@ -47,11 +61,15 @@ class Front:
     _ends: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, **changes: object) -> "Front":
-        """A front over a runner in this process."""
-        runner, _ = load_runner(worker_config(folder, **changes), lambda progress: None, 0.0)
+    def of(cls, folder: Path, *, num_drafts: int = 0, **changes: object) -> "Front":
+        """A front over a runner in this process; one that may guess does so whatever the price."""
+        speculation = Speculation(num_drafts, 1, 3) if num_drafts else None
+        config = worker_config(folder, speculation=speculation, **changes)
+        runner, _ = load_runner(config, lambda progress: None, 0.0)
         torch.set_num_threads(1)
-        return cls(runner.run)
+        if runner.drafter is not None:
+            runner.drafter.prices = [Price(0.0, 1e-9)] * config.max_num_seqs
+        return cls(runner.run, num_drafts=num_drafts)
 
     def admit(
         self,
@@ -68,7 +86,7 @@ class Front:
         """
         blocks = shared or []
         computed = len(blocks) * BLOCK_SIZE
-        if params.forces_tokens:
+        if params.forces_tokens or self.num_drafts:
             blocks = [*blocks, *range(slot * 8 + len(blocks), slot * 8 + 8)]
         num_prompt = len(token_ids) if num_prompt_tokens is None else num_prompt_tokens
         self._admitted.append(Admission(slot, 100 + slot, token_ids, num_prompt, computed, blocks, params))
@@ -87,19 +105,24 @@ class Front:
     def plan(self, **work: int) -> StepPlan:
         """The plan for a step, not carried out."""
         items = [self._work(int(name[1:]), count) for name, count in work.items()]
-        plan = StepPlan(self.step_id, self._released, self._admitted, items)
+        plan = StepPlan(self.step_id, self._released, self._admitted, items, self.num_drafts)
         self._released, self._admitted = [], []
         self.step_id += 1
         return plan
 
     def take(self, result: StepResult) -> list[SampledToken]:
-        """Note what a step sampled."""
-        for sample in result.sampled:
+        """Note what a step sampled; returns it in the order of the sequences' tokens."""
+        guessed = [sample for more in result.more for sample in more]
+        for sample in guessed:
+            self._ends[sample.slot] += 1
+        self.num_right += len(guessed)
+        self.num_guessed += sum(result.num_drafted)
+        for sample in [*result.sampled, *guessed]:
             assert sample.seq_id == 100 + sample.slot
             if not sample.failure:
                 self.outputs[sample.slot] += [sample.token_id, *sample.forced]
             self.samples[sample.slot].append(sample)
-        return result.sampled
+        return [*result.sampled, *guessed]
 
     def computed(self, slot: int) -> int:
         """Tokens of ``slot`` that the plans so far compute."""

@@ -85,8 +85,9 @@ def test_a_sequence_may_fill_the_context_to_the_last_token(checkpoints: Checkpoi
     front = Front.of(checkpoints.folder("llama"), max_model_len=64)
     front.admit(0, prompt)
     front.step(s0=60)
-    front.decode(4, 0)
-    assert front.outputs[0] == checkpoints.greedy("llama", prompt, 5)
+    front.decode(3, 0)
+    assert front.outputs[0] == checkpoints.greedy("llama", prompt, 4)
+    assert front.step(s0=1) == [], "it has all that it may have"
 
 
 def test_penalties_count_output_from_before_a_preemption(checkpoints: Checkpoints) -> None:

@@ -55,6 +55,7 @@ class Sequence:
         "num_cached_tokens",
         "num_certain_tokens",
         "num_computed_tokens",
+        "num_pending_drafts",
         "num_pending_tokens",
         "num_prompt_tokens",
         "num_registered_blocks",
@@ -91,7 +92,10 @@ class Sequence:
         self.num_admitted_tokens = 0
         """Tokens known when it entered its slot; once they are computed, it decodes."""
         self.num_pending_tokens = 0
-        """Tokens sampled by planned steps whose results are not back; what is forced behind them is not foreseen."""
+        """Tokens sampled by planned steps whose results are not back; what is forced or guessed behind them is not
+        foreseen."""
+        self.num_pending_drafts = 0
+        """Tokens that these steps may have guessed and found right, at most."""
         self.num_cached_tokens = 0
         """Prompt tokens that the prefix cache had at the first admission."""
         self.num_registered_blocks = 0

@@ -11,6 +11,17 @@ from msgspec import Struct
 from trioserve.core.sampling import Grammar, SamplingParams
 
 
+class Speculation(Struct, frozen=True, array_like=True):
+    """How a rank guesses tokens: those that followed an earlier occurrence of a sequence's last ones."""
+
+    num_tokens: int
+    """Guessed for a sequence in one step at most."""
+    shortest: int
+    """Last tokens that must have occurred before, at least 1."""
+    longest: int
+    """Last tokens that are looked for at most; the more occurred before, the better."""
+
+
 class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="config"):
     """The first frame a rank receives: all it needs to know to load the model."""
 
@@ -50,6 +61,8 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     """Grammars to keep ready."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
+    speculation: Speculation | None = None
+    """How to guess tokens; None: not at all."""
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):
@@ -76,6 +89,8 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     """What computes the steps, such as "native avx512, 2 threads"; or torch's layers, and why."""
     phases_s: dict[str, float] = {}
     """Seconds of each part of the start, in their order and by their names."""
+    max_drafting_seqs: int = 0
+    """Sequences of a step beyond which guessing tokens cannot pay, as was measured; 0: it never does."""
 
 
 class Admission(Struct, frozen=True, array_like=True):
@@ -100,8 +115,8 @@ class SlotWork(Struct, frozen=True, array_like=True, gc=False):
 
     A slot that has sampled since its admission computes all the tokens that it knows: ``num_tokens``, and those that
     were forced in a step whose result the front had not seen. Its blocks have room for MAX_FORCED_TOKENS of them for
-    each such step. One that knows all the tokens it may ever have, or whose grammar has failed, does nothing and
-    reports nothing.
+    each such step. What was guessed and found right is computed already. A slot that knows all the tokens it may ever
+    have, or whose grammar has failed, does nothing and reports nothing.
     """
 
     slot: int
@@ -119,6 +134,9 @@ class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
     """Slots that are free again."""
     admitted: list[Admission]
     work: list[SlotWork]
+    num_drafts: int = 0
+    """Tokens that the rank may guess and compute behind the known ones of each slot that decodes, as far as its blocks
+    have room for these and one more. Those that turn out right are the sequence's, and so is the one behind them."""
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):
@@ -175,6 +193,11 @@ class StepResult(Struct, frozen=True, array_like=True, tag="result"):
     """Seconds the rank spent on the step."""
     prompt_logprobs: list[PromptLogprobs] = []
     """Of those sequences of the step that ask for them; a stretch may come again after a preemption."""
+    more: list[list[SampledToken]] = []
+    """In rounds, the tokens of sequences whose guesses were right: behind that of ``sampled``, then behind that of the
+    round before. Their keys and values are computed, but for the last one's."""
+    num_drafted: list[int] = []
+    """How many sequences had one guess or more, two or more, and so on."""
 
 
 class GrammarRequest(Struct, frozen=True, array_like=True, tag="grammar"):

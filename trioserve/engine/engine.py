@@ -22,13 +22,8 @@ from trioserve.engine.meter import Meter, Timeline
 from trioserve.errors import NotReady, Overloaded, WorkerStalled
 from trioserve.executor.executor import Executor
 from trioserve.output.stream import OutputStream
-from trioserve.scheduler.scheduler import (
-    NOTHING_SCHEDULED,
-    Booked,
-    Scheduler,
-    SchedulerLimits,
-    SchedulerStatistics,
-)
+from trioserve.scheduler.limits import NOTHING_SCHEDULED, SchedulerLimits, SchedulerStatistics
+from trioserve.scheduler.scheduler import Booked, Scheduler
 from trioserve.settings import Settings
 
 _STEPS_IN_FLIGHT = 2
@@ -299,6 +294,8 @@ class Engine:
                 self._end(stream, FinishReason.GRAMMAR, sampled.failure)
         self._last_result_at = trio.current_time()
         self.meter.stepped(num_computed=num_computed)
+        if result.num_drafted:
+            self.meter.guessed(result.num_drafted, [len(more) for more in result.more])
         for booked in self._loaded().commit(result):
             self._tell(booked, self._last_result_at)
 
@@ -319,6 +316,7 @@ class Engine:
     def _take_up(self, executor: Executor) -> None:
         """Plan for these ranks from now on; who waited for the last ones waits for these."""
         settings = self._settings
+        drafts = settings.speculative_config
         self._num_starts += 1
         scheduler = Scheduler(
             SchedulerLimits(
@@ -330,6 +328,8 @@ class Engine:
                 enable_prefix_caching=settings.enable_prefix_caching,
                 enable_chunked_prefill=settings.enable_chunked_prefill,
                 kv_cache_ratio=settings.kv_cache_ratio,
+                num_drafts=0 if drafts is None else drafts.num_speculative_tokens,
+                max_drafting_seqs=executor.ready.max_drafting_seqs,
             ),
             num_blocks=executor.ready.num_blocks,
             block_size=settings.block_size,

@@ -89,6 +89,11 @@ class Meter:
         self.num_output_tokens = 0
         self.num_steps = 0
         """Whose results are back."""
+        self.num_drafts = 0
+        """Times that tokens of a sequence were guessed."""
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens: list[int] = []
+        """Guesses that were right: the first ones of a sequence in a step, the second ones, and so on."""
         self.num_finished = dict.fromkeys(FinishReason, 0)
         """Sequences that ended. ABORT: whoever asked is gone, or its time was up. ERROR: the engine gave it up."""
         self.step_tokens = Histogram(STEP_TOKENS)
@@ -127,6 +132,14 @@ class Meter:
         """A step is back."""
         self.num_steps += 1
         self.step_tokens.observe(num_computed)
+
+    def guessed(self, num_tried: SequenceOf[int], num_right: SequenceOf[int]) -> None:
+        """A step had so many first guesses, second guesses and so on, and of them so many were right."""
+        self.num_drafts += num_tried[0]
+        self.num_draft_tokens += sum(num_tried)
+        self.num_accepted_tokens += [0] * (len(num_tried) - len(self.num_accepted_tokens))
+        for place, times in enumerate(num_right):
+            self.num_accepted_tokens[place] += times
 
     def generated(self, timelines: SequenceOf[Timeline], *, now: float) -> None:
         """There is a token for each of ``timelines``; this runs for every token that is generated."""

@@ -8,13 +8,13 @@ from typing import Final, TextIO
 
 import trio
 
-from trioserve.core.step import LoadProgress, WorkerConfig, WorkerReady
+from trioserve.core.step import LoadProgress, Speculation, WorkerConfig, WorkerReady
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.engine.lifecycle import Lifecycle
 from trioserve.executor.executor import Executor, run_ranks
 from trioserve.executor.rank import Rank, launch_ranks
 from trioserve.grammars.registry import backend_named
-from trioserve.settings import Settings
+from trioserve.settings import Settings, SpeculativeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,12 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
         grammar_backend=backend_named(settings.guided_decoding_backend),
         max_cached_grammars=settings.max_cached_grammars,
         use_warmup=settings.use_warmup,
+        speculation=_speculation(settings.speculative_config),
     )
+
+
+def _speculation(config: SpeculativeConfig | None) -> Speculation | None:
+    return None if config is None else Speculation(config.num_speculative_tokens, *config.lookup)
 
 
 class ProgressReport:
@@ -128,3 +133,5 @@ def _log_ready(ready: WorkerReady, model: ModelFolder, settings: Settings) -> No
         sum(ready.phases_s.values()),
         ", ".join(f"{name} {seconds:.2f}" for name, seconds in ready.phases_s.items()),
     )
+    if settings.speculative_config is not None:
+        logger.info("guessing tokens in steps of at most %d sequences", ready.max_drafting_seqs)

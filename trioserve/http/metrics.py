@@ -161,6 +161,7 @@ class _EngineCollector(Collector):
         for family in (
             *_counts(engine.statistics(), name),
             _finished(engine.meter, name),
+            *(_drafts(engine.meter, name) if self._settings.speculative_config else ()),
             *_histograms(engine.meter, name),
         ):
             yield family
@@ -209,6 +210,27 @@ def _finished(meter: Meter, model_name: str) -> Metric:
     for reason in FinishReason:
         family.add_metric((model_name, reason.value), meter.num_finished[reason])
     return family
+
+
+def _drafts(meter: Meter, model_name: str) -> Iterator[Metric]:
+    """Of tokens that were guessed; there only where some may be."""
+    counters: tuple[tuple[str, str, int], ...] = (
+        ("num_drafts", "Times that tokens of a sequence were guessed.", meter.num_drafts),
+        ("num_draft_tokens", "Tokens guessed.", meter.num_draft_tokens),
+        ("num_accepted_tokens", "Tokens guessed that were right.", sum(meter.num_accepted_tokens)),
+    )
+    for name, text, value in counters:
+        family = CounterMetricFamily(f"vllm:spec_decode_{name}", text, labels=("model_name",))
+        family.add_metric((model_name,), value)
+        yield family
+    places = CounterMetricFamily(
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
+        "The same, by place among the guesses of a step for a sequence, from 0.",
+        labels=("model_name", "position"),
+    )
+    for place, count in enumerate(meter.num_accepted_tokens):
+        places.add_metric((model_name, str(place)), count)
+    yield places
 
 
 def _histograms(meter: Meter, model_name: str) -> Iterator[Metric]:

@@ -1,15 +1,16 @@
 """Continuous batching: who computes how many tokens in the next step, and in which KV blocks."""
 
 import os
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from trioserve._speedups.blocks import BlockPool
-from trioserve.core.sampling import MAX_FORCED_TOKENS
 from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
 from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult, TokenLogprobs
 from trioserve.errors import QueueFull
+from trioserve.scheduler.limits import SchedulerLimits, SchedulerStatistics
+from trioserve.scheduler.lookahead import Lookahead
 from trioserve.scheduler.repetition import STOP_REASON, watch
 from trioserve.scheduler.waiting import WaitingLine
 
@@ -23,43 +24,6 @@ _CERTAIN: Final = TokenLogprobs(0.0, [], [])  # of a token that was forced
 _NO_BLOCKS: Final[list[int]] = []  # of most work; a plan is read and never written
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """What the scheduler keeps to; see ``settings.EngineSettings`` and ``LimitSettings`` for each."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    max_num_queued_reqs: int
-    max_num_queued_tokens: int
-    enable_prefix_caching: bool = True
-    enable_chunked_prefill: bool = True
-    kv_cache_ratio: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStatistics:
-    """A moment's counts."""
-
-    num_waiting: int
-    num_waiting_tokens: int
-    num_running: int
-    num_blocks: int
-    num_free_blocks: int
-    num_cached_blocks: int
-    """Blocks that a prompt could find by their content, used or not."""
-    num_preemptions: int
-    """Since the start."""
-    num_prompt_tokens: int
-    """Of all sequences admitted since the start."""
-    num_cached_tokens: int
-    """Of those, found in the prefix cache."""
-
-
-NOTHING_SCHEDULED: Final = SchedulerStatistics(0, 0, 0, 0, 0, 0, 0, 0, 0)
-"""Before there is a scheduler."""
-
-
 class Scheduler:
     """Plans steps ahead of their results and books the results when they come.
 
@@ -68,17 +32,22 @@ class Scheduler:
     while an earlier one still runs.
 
     A step may force tokens behind the one that it samples. The sequence's next step computes them all; if it was
-    planned before they were known, its blocks have room for as many as there can be.
+    planned before they were known, its blocks have room for as many as there can be. A step may also guess tokens and
+    find them right; then it has computed them, and the next step's work is one token all the same.
     """
 
     def __init__(self, limits: SchedulerLimits, *, num_blocks: int, block_size: int) -> None:
         self._limits = limits
         self._pool = BlockPool(num_blocks, block_size, key=os.urandom(16))
+        self._lookahead = Lookahead(limits, self._pool)
         self._waiting = WaitingLine()
         self._running: dict[int, Sequence] = {}  # by seq_id, in order of admission
         self._preempted_pending: dict[int, Sequence] = {}  # preempted with a sample on its way
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._released: list[int] = []  # told to the ranks with the next plan
+        self._drafts_on_the_way: deque[int] = (
+            deque()
+        )  # ``StepPlan.num_drafts`` of each plan whose result is to come
         self._next_step_id = 0
         self._num_preemptions = self._num_prompt_tokens = self._num_cached_tokens = 0
 
@@ -125,32 +94,44 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         work: dict[int, SlotWork] = {}  # by seq_id
         num_tokens, prompts = self._plan_decodes(work)
+        num_decodes = len(work)
         budget = self._plan_prefills(prompts, work, self._limits.max_num_batched_tokens - num_tokens)
         admitted: list[Admission] = []
         if num_preemptions == self._num_preemptions:
             self._plan_admissions(work, admitted, budget)
         if not work:
             return None
-        plan = StepPlan(self._next_step_id, self._released, admitted, list(work.values()))
+        num_drafts = 0
+        if num_decodes == len(work) <= self._limits.max_drafting_seqs:
+            num_drafts = self._lookahead.plan_drafts(work, self._running, budget)
+        plan = StepPlan(self._next_step_id, self._released, admitted, list(work.values()), num_drafts)
+        self._drafts_on_the_way.append(num_drafts)
         self._next_step_id += 1
         self._released = []
         return plan
 
     def commit(self, result: StepResult) -> Iterator[Booked]:
-        """Book a step's tokens in rounds, to be taken before the next plan: those sampled, then the first forced behind
-        each, and so on. What is in a round counts; a sequence that it ends, or that is finished before the next one,
-        has its ``finish_reason`` and gets no more."""
+        """Book a step's tokens in rounds, to be taken before the next plan: those sampled, then the first behind each
+        that was guessed or forced, and so on. What is in a round counts; a sequence that it ends, or that is finished
+        before the next one, has its ``finish_reason`` and gets no more."""
         booked, forcing = Booked(), Booked()
         running, preempted = self._running, self._preempted_pending
+        num_drafts = self._drafts_on_the_way.popleft()
+        if num_drafts:
+            self._lookahead.note_guesses(were_any=bool(result.num_drafted))
         for sampled in result.sampled:
             if (seq := running.get(sampled.seq_id) or preempted.get(sampled.seq_id)) is None:
                 continue  # it ended while the step ran
             seq.num_pending_tokens -= 1
+            if num_drafts and not seq.forces_tokens:
+                seq.num_pending_drafts -= num_drafts
             self._append(seq, sampled)
             booked.append((seq, sampled))
             if sampled.forced:
                 forcing.append((seq, sampled))
         yield booked
+        if result.more:
+            yield from self._commit_guessed(booked, result.more)
         if forcing:
             yield from self._commit_forced(forcing)
 
@@ -171,7 +152,7 @@ class Scheduler:
     def lose_ranks(self) -> list[Sequence]:
         """Forget every sample on its way; returns the sequences that ran. Those that wait may go on elsewhere."""
         for seq in self._preempted_pending.values():
-            seq.num_pending_tokens = 0
+            seq.num_pending_tokens = seq.num_pending_drafts = 0
         self._preempted_pending.clear()
         return list(self._running.values())
 
@@ -184,7 +165,10 @@ class Scheduler:
         assert len(held) + self._pool.num_free == self._pool.num_blocks, "a block is lost"
         for seq in self._running.values():
             most = min(seq.num_tokens, len(seq.block_table) * self._pool.block_size)
-            assert seq.num_computed_tokens <= most, f"{seq!r} computes more than {most} tokens"
+            # what is planned beyond a sequence's last token, because guesses brought it early, computes nothing
+            num_computed = min(seq.num_computed_tokens, self._lookahead.full_length(seq))
+            assert num_computed <= most, f"{seq!r} computes more than {most} tokens"
+            assert seq.num_pending_tokens or not seq.num_pending_drafts, f"{seq!r} guesses without a step"
         for seq in self._preempted_pending.values():
             assert seq.num_pending_tokens and not seq.num_computed_tokens, f"{seq!r} waits for nothing"
 
@@ -196,7 +180,8 @@ class Scheduler:
         made of them.
 
         Full blocks are registered when their tokens are back: a sequence planned here may yet be preempted by a later
-        one, and its blocks would never be computed.
+        one, and its blocks would never be computed. Of one that forces tokens those may be its last, all at once, and
+        its next step, planned already, computes nothing then: its blocks are registered when it is planned again.
         """
         block_size, max_model_len = self._pool.block_size, self._limits.max_model_len
         num_forced, prompts = 0, list[Sequence]()
@@ -211,7 +196,12 @@ class Scheduler:
             if num_tokens - seq.num_prompt_tokens >= seq.params.max_tokens or num_tokens >= max_model_len:
                 continue  # the tokens on their way are its last
             new_block_ids = _NO_BLOCKS
-            num_known = self._most_tokens(seq) if seq.forces_tokens else num_tokens
+            num_known = num_tokens + seq.num_pending_drafts
+            if seq.forces_tokens:
+                self._register(seq)
+                num_known = self._lookahead.most_tokens(seq)
+            elif num_known > len(seq.block_table) * block_size and seq.num_pending_drafts:
+                num_known = self._lookahead.most_tokens(seq)
             if num_known > len(seq.block_table) * block_size:
                 num_blocks = -(-num_known // block_size) - len(seq.block_table)
                 if num_known > num_tokens and num_blocks > self._pool.num_free:
@@ -225,19 +215,6 @@ class Scheduler:
             seq.num_pending_tokens += 1
             num_forced += num_missing - 1
         return len(work) + num_forced, prompts
-
-    def _most_tokens(self, seq: Sequence) -> int:
-        """The most tokens that the rank may know of a sequence when it comes to its next step.
-
-        Its blocks are registered on the way, not when their tokens come, as others' are: those may be its last, all at
-        once, and its next step, planned already, computes nothing then.
-        """
-        self._register(seq)
-        return min(
-            len(seq.token_ids) + seq.num_pending_tokens * (1 + MAX_FORCED_TOKENS),
-            seq.num_prompt_tokens + seq.params.max_tokens,
-            self._limits.max_model_len,
-        )
 
     def _plan_prefills(self, prompts: list[Sequence], work: dict[int, SlotWork], budget: int) -> int:
         """The next chunks of prompts that are partly computed; their blocks were taken when they were admitted."""
@@ -366,6 +343,21 @@ class Scheduler:
                 booked.append((seq, forced))
             yield booked
 
+    def _commit_guessed(self, booked: Booked, rounds: list[list[SampledToken]]) -> Iterator[Booked]:
+        """What was guessed behind the tokens of ``booked`` and found right, and so computed, a round for each place."""
+        seqs = {seq.seq_id: seq for seq, _ in booked}
+        for more in rounds:
+            booked = []
+            for sampled in more:
+                seq = seqs.get(sampled.seq_id)
+                if seq is None or seq.status is SequenceStatus.FINISHED:
+                    continue
+                if seq.status is SequenceStatus.RUNNING:
+                    seq.num_computed_tokens += 1
+                self._append(seq, sampled)
+                booked.append((seq, sampled))
+            yield booked
+
     def _append(self, seq: Sequence, sampled: SampledToken) -> None:
         token_id, token_ids, params = sampled.token_id, seq.token_ids, seq.params
         token_ids.append(token_id)
@@ -391,8 +383,12 @@ class Scheduler:
             self.finish(seq, reason)
 
     def _register(self, seq: Sequence) -> None:
-        """Make the blocks that are full of known tokens findable, as soon as their computation is planned."""
-        last = min(seq.num_computed_tokens, len(seq.token_ids)) // self._pool.block_size
+        """Make the blocks that are full of known tokens findable, as soon as their computation is planned.
+
+        The last token that a sequence may have is never computed, whatever was planned while it was not known.
+        """
+        num_known = min(len(seq.token_ids), self._lookahead.full_length(seq) - 1)
+        last = min(seq.num_computed_tokens, num_known) // self._pool.block_size
         if last > seq.num_registered_blocks and self._limits.enable_prefix_caching:
             self._pool.register(
                 seq.token_ids, seq.block_table, seq.num_registered_blocks, last, seq.cache_salt

@@ -6,7 +6,7 @@ other servers give them.
 """
 
 from trioserve.settings.access import AccessSettings
-from trioserve.settings.engine import EarlyStopConfig, EngineSettings
+from trioserve.settings.engine import EarlyStopConfig, EngineSettings, SpeculativeConfig
 from trioserve.settings.limits import LimitSettings
 from trioserve.settings.load import EXIT_SETTINGS, load_settings, read_sources
 from trioserve.settings.model import BUILTIN_MODEL, GenerationOverrides, ModelSettings
@@ -32,6 +32,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "Source",
+    "SpeculativeConfig",
     "StateSettings",
     "load_settings",
     "read_sources",

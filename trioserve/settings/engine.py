@@ -11,6 +11,10 @@ _GPU_MEMORY_UTILIZATION = 0.9
 """What GPUs are used to; on a CPU nothing else can be asked for."""
 
 
+_LOOKUP = (2, 4)
+"""Tokens to look for: fewer find what happens to be equal, more find too little."""
+
+
 class EarlyStopConfig(JsonObject):
     """When to end a sequence that goes round in circles; the names of FastDeploy."""
 
@@ -20,6 +24,36 @@ class EarlyStopConfig(JsonObject):
     """Tokens in a row that must have been certain."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Probability above which a token is certain."""
+
+
+class SpeculativeConfig(JsonObject):
+    """How to guess the next tokens; the names of vLLM."""
+
+    method: Literal["ngram"]
+    """What followed the last tokens where they stood before is what follows now; the only method."""
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=16)] = 4
+    """Tokens to guess for a sequence in one step at most."""
+    prompt_lookup_max: Annotated[int, Field(ge=1, le=32)] | None = None
+    """Last tokens to look for at most; by default 4, or prompt_lookup_min where that is more."""
+    prompt_lookup_min: Annotated[int, Field(ge=1, le=32)] | None = None
+    """Last tokens that must be found at least; by default 2, or prompt_lookup_max where that is less."""
+
+    @property
+    def lookup(self) -> tuple[int, int]:
+        """The fewest and the most tokens to look for."""
+        least, most = self.prompt_lookup_min, self.prompt_lookup_max
+        if most is None:
+            most = max(_LOOKUP[1], least or 0)
+        return min(_LOOKUP[0], most) if least is None else least, most
+
+    @model_validator(mode="after")
+    def _check_lookup(self) -> Self:
+        least, most = self.lookup
+        if least > most:
+            raise ValueError(
+                f"prompt_lookup_min = {least} is more than prompt_lookup_max = {most}: lower it or raise the other"
+            )
+        return self
 
 
 class EngineSettings(SettingsGroup):
@@ -67,6 +101,12 @@ class EngineSettings(SettingsGroup):
         EarlyStopConfig()
     )
     """When that is, as a JSON object; its own enable_early_stop turns it on too."""
+    speculative_config: Annotated[
+        SpeculativeConfig | None, NoDecode, BeforeValidator(SpeculativeConfig.read_if_any)
+    ] = None
+    """How to guess tokens that are then verified in one step, as a JSON object such as {"method": "ngram",
+    "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}. Faster where answers repeat themselves
+    or their prompts, at most a few percent slower elsewhere, the same tokens always. By default nothing is guessed."""
     step_timeout_s: Seconds = 120.0
     """Time after which a step counts as stalled and the works are restarted."""
     step_stacks_s: Seconds = 60.0

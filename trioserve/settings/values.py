@@ -46,8 +46,18 @@ class JsonObject(BaseModel):
             raise PydanticCustomError("json_object", "Input should be a JSON object") from None
 
     @classmethod
+    def read_if_any(cls, value: Any) -> Self | None:
+        """The same for one that may be left out; so says "none" as well."""
+        is_none = value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "null"))
+        return None if is_none else cls.read(value)
+
+    @classmethod
     def _fault(cls, error: Any) -> str:
+        if not error["loc"]:
+            return str(error["ctx"]["error"])
         key = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "missing":
+            return f"{key} is missing"
         if error["type"] == "extra_forbidden":
             return f"{key} is not one of {', '.join(cls.model_fields)}"
         return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -18,6 +18,7 @@ from trioserve.model.native import Crew, obstacle
 from trioserve.worker.grammars import Grammars
 from trioserve.worker.kv_cache import allocate_kv_cache
 from trioserve.worker.machine import usable_cpus
+from trioserve.worker.prices import measure_prices
 from trioserve.worker.runner import ModelRunner
 
 _PROGRESS_EVERY_S: Final = 0.1
@@ -72,8 +73,11 @@ def load_runner(
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
         block_size=config.block_size,
+        speculation=config.speculation,
     )
     _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=obstacle(shape, dtype) is not None)
+    if runner.drafter is not None and config.speculation is not None:
+        runner.drafter.prices = measure_prices(runner, runner.drafter, config, config.speculation)
     phases.end("warm-up")
     ready = WorkerReady(
         tp_rank=config.tp_rank,
@@ -85,6 +89,7 @@ def load_runner(
         attention=implementation(dtype, shape.head_dim, config.block_size),
         decoder=decoder,
         phases_s=phases.seconds,
+        max_drafting_seqs=0 if runner.drafter is None else len(runner.drafter.prices),
     )
     return runner, ready
 

@@ -7,11 +7,13 @@ import torch
 from msgspec import structs
 from numpy.typing import NDArray
 
-from trioserve.core.step import PromptLogprobs, SampledToken, StepPlan, StepResult
+from trioserve.core.step import SampledToken, Speculation, StepPlan, StepResult
 from trioserve.model.batch import ForwardBatch
 from trioserve.model.decoder import Decoder
 from trioserve.sampling.constraint import Turn
-from trioserve.sampling.sampler import Sampler
+from trioserve.sampling.sampler import Sampler, Samples
+from trioserve.sampling.verify import Guesses, verify
+from trioserve.worker.drafts import Drafter
 from trioserve.worker.grammars import Grammars
 from trioserve.worker.kv_cache import KVCache
 from trioserve.worker.scoring import PromptScorer
@@ -22,7 +24,7 @@ class ModelRunner:
     """One rank's model with its KV cache and the sequences that are in its slots.
 
     A sampled token stays here and feeds the next step, so a plan may be made before the result of the last is known;
-    so do those that follow it without a choice.
+    so do those that follow it without a choice, and those that were guessed and are what would have been chosen.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class ModelRunner:
         max_num_seqs: int,
         max_model_len: int,
         block_size: int,
+        speculation: Speculation | None = None,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
@@ -44,6 +47,8 @@ class ModelRunner:
         self._grammars = grammars
         self._sampler = Sampler(max_num_seqs, model.config.vocab_size, grammars.fill_masks)
         self._scorer = PromptScorer(max_num_seqs)
+        self.drafter = None if speculation is None else Drafter(speculation, self._slots)
+        """What guesses tokens, if anything."""
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -62,26 +67,53 @@ class ModelRunner:
                 self._grammars.constraint(admission),
             )
             self._scorer.admit(admission)
-        sampled, scored = self._compute(plan) if plan.work else ([], [])
-        return StepResult(plan.step_id, sampled, time.perf_counter() - started, scored)
+            if self.drafter is not None:
+                self.drafter.admit(admission.slot, admission.params)
+        result = self._compute(plan) if plan.work else StepResult(plan.step_id, [], 0.0)
+        return structs.replace(result, step_s=time.perf_counter() - started)
 
-    def _compute(self, plan: StepPlan) -> tuple[list[SampledToken], list[PromptLogprobs]]:
+    def _compute(self, plan: StepPlan) -> StepResult:
+        """The result of a step, but for its time."""
         table = self._slots
         slots, counts = table.begin(plan.work)
         if not slots.size:
-            return [], []
+            return StepResult(plan.step_id, [], 0.0)
+        samples = table.num_computed[slots] + counts == table.num_tokens[slots]
+        guesses = self._guess(slots, samples, plan.num_drafts)
+        if guesses is not None:
+            counts += guesses.counts
         ends = table.num_computed[slots] + counts
-        samples = ends == table.num_tokens[slots]
         stretches = self._scorer.stretches(slots, counts, ends)
-        rows = [counts.cumsum()[samples] - 1]
+        rows = self._rows(counts, samples, guesses)
+        num_samples = sum(map(len, rows))
         rows += [np.arange(first, first + count) for _, first, _, count in stretches]
-        batch = self._batch(slots, counts, ends, np.concatenate(rows))
-        hidden = self._model(batch, self._kv_cache.layers)
+        hidden = self._model(self._batch(slots, counts, ends, np.concatenate(rows)), self._kv_cache.layers)
         table.num_computed[slots] = ends
-        num_samples = len(rows[0])
         scored = self._scorer.score(stretches, hidden[num_samples:], self._model, table)
-        sampled = self._sample(hidden[:num_samples], slots[samples]) if num_samples else []
-        return sampled, scored
+        hidden = hidden[:num_samples]
+        if guesses is not None:
+            rounds = self._verify(hidden, slots, samples, guesses)
+        else:
+            rounds = [self._sample(hidden, slots[samples])] if num_samples else [[]]
+        num_drafted = [] if guesses is None else guesses.num_with
+        return StepResult(plan.step_id, rounds[0], 0.0, scored, rounds[1:], num_drafted)
+
+    def _guess(self, slots: NDArray[np.int64], samples: NDArray[np.bool_], most: int) -> Guesses | None:
+        """What is tried behind the tokens of ``slots``; None: nothing."""
+        if self.drafter is None or not most:
+            return None
+        counts = self.drafter.guess(slots, samples, most)
+        return None if counts is None else Guesses(self._slots.behind(slots, int(counts.max())), counts)
+
+    @staticmethod
+    def _rows(
+        counts: NDArray[np.int64], samples: NDArray[np.bool_], guesses: Guesses | None
+    ) -> list[NDArray[np.int64]]:
+        """After which of a step's tokens one is sampled."""
+        lasts = counts.cumsum() - 1
+        if guesses is None:
+            return [lasts[samples]]
+        return guesses.of(samples).rows((lasts - guesses.counts)[samples])
 
     def _batch(
         self,
@@ -109,8 +141,37 @@ class ModelRunner:
 
     def _sample(self, hidden: torch.Tensor, slots: NDArray[np.int64]) -> list[SampledToken]:
         """Choose, append and report a token for each of ``slots``, the rows of ``hidden``, and what must follow it."""
+        logits = self._model.compute_logits(hidden)
+        return self._take(slots, self._sampler.sample(logits, slots, self._slots.num_tokens[slots]))
+
+    def _verify(
+        self,
+        hidden: torch.Tensor,
+        slots: NDArray[np.int64],
+        samples: NDArray[np.bool_],
+        guesses: Guesses,
+    ) -> list[list[SampledToken]]:
+        """The same, and further tokens for those of ``slots`` whose guesses were right; in rounds."""
+        assert self.drafter is not None, "nobody guesses"
         table = self._slots
-        chosen = self._sampler.sample(self._model.compute_logits(hidden), slots, table.num_tokens[slots])
+        table.num_computed[slots] -= guesses.counts
+        sampling, guesses = slots[samples], guesses.of(samples)
+        logits = self._model.compute_logits(hidden)
+        rounds = []
+        num_right = np.zeros_like(sampling)
+        for place, (members, chosen) in enumerate(
+            verify(self._sampler, logits, sampling, table.num_tokens[sampling], guesses)
+        ):
+            if place:
+                table.accept(sampling[members])
+                num_right[members] += 1
+            rounds.append(self._take(sampling[members], chosen))
+        self.drafter.learn(sampling, guesses.counts, num_right)
+        return rounds
+
+    def _take(self, slots: NDArray[np.int64], chosen: Samples) -> list[SampledToken]:
+        """Append and report the tokens chosen for ``slots``, and what must follow them."""
+        table = self._slots
         table.append(slots, chosen.token_ids)
         rows = zip(
             slots.tolist(),

@@ -20,6 +20,7 @@ class SlotTable:
         self, max_num_seqs: int, max_model_len: int, block_size: int, num_blocks: int, vocab_size: int
     ) -> None:
         self._block_size = block_size
+        self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._num_blocks_total = num_blocks
         self.seq_ids = np.full(max_num_seqs, FREE, np.int64)
@@ -31,8 +32,10 @@ class SlotTable:
         self.num_blocks = np.zeros(max_num_seqs, np.int64)
         self._has_sampled = np.zeros(max_num_seqs, np.bool_)
         """[max_num_seqs], since its admission"""
-        self._has_all = np.zeros(max_num_seqs, np.bool_)
-        """[max_num_seqs], whether there is nothing left to compute"""
+        self._most_tokens = np.zeros(max_num_seqs, np.int64)
+        """[max_num_seqs], tokens that a sequence may ever have; with so many there is nothing left to compute"""
+        self.limits = np.zeros(max_num_seqs, np.int64)
+        """[max_num_seqs], the same, as far as there are blocks for them"""
         # one place more: the token sampled after the last position of the context is kept, though never computed
         self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
         self.block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
@@ -51,7 +54,10 @@ class SlotTable:
         self.seq_ids[slot] = admission.seq_id
         self.num_tokens[slot], self.num_computed[slot] = length, admission.num_computed_tokens
         self.num_blocks[slot] = 0
-        self._has_sampled[slot] = self._has_all[slot] = False
+        self._most_tokens[slot] = min(
+            admission.num_prompt_tokens + admission.params.max_tokens, self._max_model_len
+        )
+        self._has_sampled[slot] = False
         self.token_ids[slot, :length] = admission.token_ids
         self.extend(slot, admission.block_table)
         return self.token_ids[slot, :length]
@@ -69,6 +75,7 @@ class SlotTable:
         start = self.num_blocks[slot]
         self.block_tables[slot, start : start + len(block_ids)] = block_ids
         self.num_blocks[slot] += len(block_ids)
+        self.limits[slot] = min(self._most_tokens[slot], self.num_blocks[slot] * self._block_size)
 
     def begin(self, work: list[SlotWork]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Append new blocks and check the work; returns slots and the tokens to compute of each, both [num_seqs].
@@ -82,15 +89,24 @@ class SlotTable:
         slots = np.array([item.slot for item in work], np.int64)
         counts = np.array([item.num_tokens for item in work], np.int64)
         assert (self.seq_ids[slots] != FREE).all(), "a free slot is given work"
-        if self._has_all[slots].any():
-            going_on = ~self._has_all[slots]
-            slots, counts = slots[going_on], counts[going_on]
-        known = self.num_tokens[slots] - self.num_computed[slots]
+        num_tokens = self.num_tokens[slots]
+        going_on = num_tokens < self._most_tokens[slots]
+        if not going_on.all():
+            slots, counts, num_tokens = slots[going_on], counts[going_on], num_tokens[going_on]
+        known = num_tokens - self.num_computed[slots]
         assert (counts > 0).all() and (counts <= known).all(), "work beyond the tokens known"
         counts = np.where(self._has_sampled[slots], known, counts)
         ends = self.num_computed[slots] + counts
         assert (ends <= self.num_blocks[slots] * self._block_size).all(), "work beyond the blocks given"
         return slots, counts
+
+    def behind(self, slots: NDArray[np.int64], count: int) -> NDArray[np.int32]:
+        """What was written behind the known tokens of ``slots``; [num_slots, count]."""
+        places = self.num_tokens[slots][:, None] + np.arange(count)
+        found: NDArray[np.int32] = self.token_ids[
+            slots[:, None], np.minimum(places, self.token_ids.shape[1] - 1)
+        ]
+        return found
 
     def append(self, slots: NDArray[np.int64], token_ids: NDArray[np.int64]) -> None:
         """Add one sampled token to each of ``slots``."""
@@ -104,6 +120,10 @@ class SlotTable:
         self.token_ids[slot, start : start + len(token_ids)] = token_ids
         self.num_tokens[slot] += len(token_ids)
 
+    def accept(self, slots: NDArray[np.int64]) -> None:
+        """The last token of each of ``slots`` was guessed: it is computed already."""
+        self.num_computed[slots] += 1
+
     def end(self, slot: int) -> None:
         """The sequence has all tokens that it may ever have: whatever work it is given means nothing."""
-        self._has_all[slot] = True
+        self._most_tokens[slot] = 0

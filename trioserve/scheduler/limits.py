@@ -1,0 +1,45 @@
+"""What the scheduler keeps to, and what it counts."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What the scheduler keeps to; see ``settings.EngineSettings`` and ``LimitSettings`` for each."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_num_queued_reqs: int
+    max_num_queued_tokens: int
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    kv_cache_ratio: float | None = None
+    num_drafts: int = 0
+    """Tokens that the ranks may guess for each sequence of a step; 0: none."""
+    max_drafting_seqs: int = 0
+    """Sequences of a step with which they may."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """A moment's counts."""
+
+    num_waiting: int
+    num_waiting_tokens: int
+    num_running: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    """Blocks that a prompt could find by their content, used or not."""
+    num_preemptions: int
+    """Since the start."""
+    num_prompt_tokens: int
+    """Of all sequences admitted since the start."""
+    num_cached_tokens: int
+    """Of those, found in the prefix cache."""
+
+
+NOTHING_SCHEDULED: Final = SchedulerStatistics(0, 0, 0, 0, 0, 0, 0, 0, 0)
+"""Before there is a scheduler."""
