@@ -2,7 +2,7 @@
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
 from typing import Any, Final, Generic, cast
 
@@ -45,6 +45,10 @@ class CompletionsWriter(ABC, Generic[RequestT]):
         if asked.return_arrival_time is not None:
             tells_time = asked.return_arrival_time
         self._started_at = exchange.started_at if asked.stream and tells_time else None
+        self._is_uniform = self._started_at is None and not (
+            asked.continuous_usage or asked.pads_chunks or asked.return_token_ids
+        )
+        self._stencils: dict[Hashable, sse.Stencil] = {}
 
     # --- a stream's events ---
 
@@ -100,9 +104,20 @@ class CompletionsWriter(ABC, Generic[RequestT]):
 
     # --- parts of answers ---
 
-    def says(self, delta: OutputDelta) -> bool:
-        """Whether there is more in it than an end."""
-        return bool(delta.text or delta.logprobs or (self.asked.return_token_ids and delta.token_ids))
+    def only_text(self, delta: OutputDelta) -> bool:
+        """Whether the event that adds ``delta`` to a choice differs from others of its kind in the text alone."""
+        return self._is_uniform and not delta.logprobs
+
+    def stencilled(self, kind: Hashable, make: Callable[[str], bytes], text: str) -> bytes:
+        """The event that ``make`` makes of ``text``, where all of its ``kind`` differ in the text alone."""
+        stencil = self._stencils.get(kind)
+        if stencil is None:
+            stencil = self._stencils[kind] = sse.Stencil(make)
+        return stencil.event(text)
+
+    def says_more(self, delta: OutputDelta) -> bool:
+        """Whether there is more in it than text and an end."""
+        return bool(delta.logprobs or (self.asked.return_token_ids and delta.token_ids))
 
     def shown_ids(self, token_ids: SequenceOf[int]) -> list[int] | UnsetType:
         """Token ids, where they are asked for."""
