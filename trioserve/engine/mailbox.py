@@ -8,7 +8,6 @@ import trio
 from trioserve.core.delta import OutputDelta, merge
 from trioserve.errors import TrioserveError
 
-
 Deltas = list[tuple[int, OutputDelta]]
 """At most one a choice, with the choice's index."""
 Take = Callable[[Deltas], bool]

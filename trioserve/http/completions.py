@@ -13,8 +13,9 @@ from quart import Response
 from trioserve.core.delta import OutputDelta
 from trioserve.core.sequence import FinishReason
 from trioserve.http import sse
+from trioserve.http.event_writer import PromptPart
 from trioserve.http.exchange import Exchange, open_exchange
-from trioserve.http.generation import PromptPart, finish_reason_of
+from trioserve.http.generation import finish_reason_of
 from trioserve.http.services import Services
 from trioserve.http.writer import CompletionsWriter, pieces
 from trioserve.protocol.common import UsageBody, usage_body

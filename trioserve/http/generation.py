@@ -8,14 +8,14 @@ from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import trio
 from msgspec import UNSET, UnsetType
 from quart import Response, request
 
-from trioserve.core.delta import OutputDelta, TokenLogprob, merge
+from trioserve.core.delta import OutputDelta, merge
 from trioserve.core.sampling import Grammar, SamplingParams, ThinkingBudget
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.engine.face import EngineFace
@@ -23,10 +23,11 @@ from trioserve.engine.mailbox import Mailbox, Take
 from trioserve.errors import EngineError, InvalidGrammar, InvalidRequest, PromptTooLong, RequestTimeout
 from trioserve.http import sse
 from trioserve.http.errors import guarded
+from trioserve.http.event_writer import EventWriter
 from trioserve.http.held import hold
 from trioserve.http.request_id import request_id_of
-from trioserve.http.shortcut import EventWriter, PromptPart, Shortcut
 from trioserve.http.services import ServedModel
+from trioserve.http.shortcut import Shortcut
 from trioserve.protocol.fields import GenerationFields
 from trioserve.protocol.sampling import params_of_choice, params_of_prompt, sampling_params
 

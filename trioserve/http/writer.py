@@ -12,8 +12,9 @@ from msgspec import UNSET, Raw, UnsetType
 
 from trioserve.core.delta import OutputDelta, Usage
 from trioserve.http import sse
+from trioserve.http.event_writer import PromptPart
 from trioserve.http.exchange import Exchange, RequestT
-from trioserve.http.generation import Heading, PromptPart
+from trioserve.http.generation import Heading
 from trioserve.protocol.answer import PromptLogprobs, prompt_logprob
 from trioserve.protocol.common import UsageBody, usage_body
 
@@ -39,6 +40,8 @@ class CompletionsWriter(ABC, Generic[RequestT]):
         self.prompts = [prompt for prompt in prompts for _ in range(asked.num_choices)]
         """By choice."""
         self._usages = [Usage(len(prompt), 0, 0) for prompt in self.prompts]
+        self._waits = asked.num_prompt_logprobs is not None
+        """Whether a choice begins with its first delta."""
         self._begun: set[int] = set()
         self._prompt_logprobs: dict[int, PromptLogprobs] = {}  # by prompt, whose sequences all find the same
         tells_time = exchange.settings.stream_arrival_time
@@ -54,7 +57,7 @@ class CompletionsWriter(ABC, Generic[RequestT]):
 
     def opening(self) -> bytes:
         """Events that go out before any token is there."""
-        if self.asked.num_prompt_logprobs is not None:
+        if self._waits:
             return b""
         return b"".join(self.begin(index) for index in range(len(self.prompts)))
 
@@ -75,12 +78,11 @@ class CompletionsWriter(ABC, Generic[RequestT]):
 
     def feed(self, index: int, delta: OutputDelta) -> bytes:
         """The events that tell ``delta`` of choice ``index``; empty when there is nothing to tell."""
-        begin = b""
-        if self.asked.num_prompt_logprobs is not None and index not in self._begun:
-            self._begun.add(index)
-            begin = self.begin(index)
         self._usages[index] = delta.usage
-        return begin + self.tell(index, delta)
+        if self._waits and index not in self._begun:
+            self._begun.add(index)
+            return self.begin(index) + self.tell(index, delta)
+        return self.tell(index, delta)
 
     def closing(self) -> bytes:
         """The usage where it is asked for, and the end."""

@@ -112,12 +112,14 @@ class Connection:
 
     @property
     def is_clear(self) -> bool:
-        """As ``core.outlet.Outlet``, for the response that is under way. Plain HTTP/1.1 only."""
+        """As ``core.extensions.Outlet``, for the response that is under way. Plain HTTP/1.1 only."""
         protocol = self._protocol
-        return isinstance(protocol, Http1Protocol) and protocol.is_in_chunks and not (self._unsent or self._lost)
+        return (
+            isinstance(protocol, Http1Protocol) and protocol.is_in_chunks and not (self._unsent or self._lost)
+        )
 
     def write_nowait(self, data: bytes) -> None:
-        """As ``core.outlet.Outlet``."""
+        """As ``core.extensions.Outlet``."""
         framed = chunk(data)
         num_sent = self.send_nowait(framed)
         if num_sent < len(framed):

@@ -10,7 +10,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.typing import AppWrapper
 
-from trioserve.core.outlet import OUTLET, Outlet
+from trioserve.core.extensions import OUTLET, WHOLE_BODY, Outlet
 from trioserve.server.config import ServerConfig
 
 Message = MutableMapping[str, Any]
@@ -113,6 +113,8 @@ class Exchange:
         started = trio.current_time()
         if self._is_http:
             census.enter()
+            if self._messages and not self._messages[0]["more_body"]:
+                self._asgi_scope["extensions"][WHOLE_BODY] = True
         try:
             await self._call(app)
         finally:
@@ -133,10 +135,17 @@ class Exchange:
             if not self._complete:
                 self._cancel_scope.cancel()
         elif not self._complete:
-            self._messages.append(message)
+            self._hold(message)
         self._notify()
         while len(self._messages) >= _MAX_MESSAGES and not (self._complete or self._gone):
             await self._changed.wait()
+
+    def _hold(self, message: Message) -> None:
+        """Keep a message for the app. The end of a body of which a part is still here is said with that part."""
+        if self._messages and self._is_http and not (message["body"] or message["more_body"]):
+            self._messages[-1]["more_body"] = False
+        else:
+            self._messages.append(message)
 
     async def receive(self) -> Message:
         """The app's ``receive``."""

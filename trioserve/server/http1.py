@@ -12,7 +12,7 @@
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from hypercorn.protocol.h11 import (
     H11Protocol,
     H11WSConnection,
 )
+from hypercorn.typing import H11SendableEvent
 
 from trioserve.server.config import ServerConfig
 from trioserve.server.target import origin_form
@@ -51,6 +52,8 @@ class Http1Protocol(H11Protocol):
         super().__init__(*args)
         self.is_in_chunks = False
         """Whether a response is under way whose body goes out in chunks: then ``chunk`` frames a part of it."""
+        self._held_head = b""
+        """Of a response whose body follows at once: both are sent as one, so that the client wakes once."""
         self._is_draining = is_draining
         self._takes_chunks = False
         self._pulling = False
@@ -87,6 +90,17 @@ class Http1Protocol(H11Protocol):
             await self.send(
                 Closed()
             )  # a refused handshake: of one with data behind it hypercorn says no more
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        try:
+            data = self._held_head + self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        self._held_head = data if isinstance(event, h11.Response) and _has_length(event.headers) else b""
+        if not self._held_head:
+            await self.send(RawData(data=data))
 
     async def _handle_events(self) -> None:
         """Take what h11 has; one task at a time, and what comes meanwhile is taken by the one at it."""
@@ -230,7 +244,11 @@ def _has_chunks(event: StreamEvent) -> bool:
     """Whether it begins a response whose body h11 sends in chunks, to a client that takes them."""
     if not isinstance(event, Response) or event.status_code < 200 or event.status_code in _BODILESS:
         return False
-    return all(name.lower() != b"content-length" for name, _ in event.headers)
+    return not _has_length(event.headers)
+
+
+def _has_length(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"content-length" for name, _ in headers)
 
 
 def _as_origin_form(request: h11.Request) -> h11.Request:
