@@ -11,7 +11,7 @@ from tests.http.house import open_house
 from trioserve.http import sse
 from trioserve.protocol.chat import ChatChunkChoice, ChatCompletionChunk, ChatDelta
 
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def chunk(text: str) -> bytes:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
-from quart import Response
 from quart.ctx import RequestContext
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
@@ -46,19 +45,19 @@ class HttpApp(QuartTrio):
         """``func``, as it is."""
         return func
 
-    async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Response:
+    async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Any:
         """What comes before the handler, the handler, and what comes after it."""
         assert request_context is not None
         try:
-            response = await self._answer(request_context)
+            response: Any = await self._answer(request_context)
         except (Exception, BaseExceptionGroup) as exc:  # noqa: BLE001  # Quart's own wall, `on_error` behind it
             response = await self.make_response(await self.handle_user_exception(exc))
         for finish in self.after_request_funcs[None]:
-            response = await finish(response)
+            response = await self.ensure_async(finish)(response)
         return response
 
     async def _answer(self, context: RequestContext) -> Any:
         for admit in self.before_request_funcs[None]:
-            if (response := await admit()) is not None:
+            if (response := await self.ensure_async(admit)()) is not None:
                 return response
         return await self.dispatch_request(context)

@@ -5,7 +5,7 @@ that does not keep up, silence, the deadline.
 """
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import trio
 from quart import Request
@@ -27,8 +27,8 @@ class Shortcut:
     @classmethod
     def of(cls, request: Request, writer: EventWriter) -> Self:
         """That of ``request``; where its connection lends no outlet it takes nothing."""
-        extensions = request.scope.get("extensions") or {}
-        return cls(writer, extensions.get(OUTLET))  # type: ignore[call-overload]  # ours
+        extensions: Any = request.scope.get("extensions") or {}
+        return cls(writer, extensions.get(OUTLET))
 
     def take(self, deltas: Deltas) -> bool:
         """Write the events that tell ``deltas``, if all of them are usual and the client keeps up."""
