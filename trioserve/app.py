@@ -4,11 +4,12 @@ Its lifespan owns the nursery in which the engine and the supervision of the wor
 group of processes (``workers``) each has an application of its own: the first one's engine serves them all.
 """
 
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -25,7 +26,8 @@ from trioserve.engine.supervisor import EXIT_ENGINE, give_up, supervise
 from trioserve.engine.works import Works
 from trioserve.errors import RequestError, SettingsError
 from trioserve.examiner.client import Examiner
-from trioserve.http.app import METRICS_ROUTES, HttpApp, create_app
+from trioserve.http.app import METRICS_ROUTES, create_app
+from trioserve.http.quart_app import HttpApp
 from trioserve.http.services import Services
 from trioserve.logs import set_up_logs
 from trioserve.output.vocabulary import load_vocabulary
@@ -41,6 +43,9 @@ from trioserve.settings import EXIT_SETTINGS, Settings, load_settings
 from trioserve.store.database import StoredCompletion
 
 logger = logging.getLogger(__name__)
+
+_COLLECT_AT: Final = 50_000
+"""Objects more than there were at the last collection; Python's own choice is 700."""
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -164,6 +169,7 @@ class Application:
                     dialects=text.dialects,
                 )
                 nursery.start_soon(self._run_examiner, examiner)
+                _spare_collector()
 
         async with trio.open_nursery() as nursery:
             await attachment.run(seat, load, self._services.traffic)
@@ -174,6 +180,7 @@ class Application:
         engine = Engine(self.settings, model, text.vocabulary, self.lifecycle)
         examiner = Examiner(self.settings, model)
         self._services.serve(engine, text.renderer, grammars=examiner, dialects=text.dialects)
+        _spare_collector()
         return engine, examiner
 
     def _load_text(self, model: ModelFolder) -> "_Text":
@@ -224,6 +231,14 @@ def _opens_thinking(renderer: Renderer, form: ReasoningFormat) -> bool:
     except RequestError:  # it has none, or wants another conversation
         return False
     return form.prompt_thinking(prompt) == "open"
+
+
+def _spare_collector() -> None:
+    """Have garbage collections leave out all that is loaded, and come once in many steps rather than twice in one: a
+    step of hundreds of sequences makes more objects than Python lets live without one, and they are gone with it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AT)
 
 
 class _Desk:

@@ -194,7 +194,7 @@ async def test_a_request_has_a_deadline(autojump_clock: MockClock) -> None:
 async def test_a_bug_is_a_500_that_tells_the_client_nothing_and_the_log_everything(
     stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(mailbox: Mailbox) -> Any:
+    async def broken(mailbox: Mailbox, take: object = None) -> Any:
         raise KeyError("/secret/" + "prompt " * 1000)
 
     async with open_house() as house:

@@ -12,8 +12,8 @@ from trioserve.core.delta import TokenLogprob, TopToken
 from trioserve.http import writer as writer_module
 from trioserve.http.chat import ChatWriter
 from trioserve.http.completions import CompletionWriter, _Prompt
+from trioserve.http.event_writer import PromptPart
 from trioserve.http.exchange import Exchange
-from trioserve.http.generation import PromptPart
 from trioserve.http.reading import reading_of
 from trioserve.protocol.chat import ChatCompletionRequest
 from trioserve.protocol.completion import CompletionRequest

@@ -344,7 +344,7 @@ def _told(items: Iterable[tuple[int, int, OutputDelta]]) -> Iterator[Deltas]:
         yield Deltas(together)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Receiver:
     """Where the engine leaves the deltas of one request."""
 
@@ -353,3 +353,6 @@ class _Receiver:
 
     def put_nowait(self, index: int, delta: OutputDelta) -> None:
         self.outbox.put_delta(self.ticket, index, delta)
+
+    def hand_over(self) -> None:
+        """The task that writes to the other process is awake already."""

@@ -113,6 +113,7 @@ class _Stream:
 
     def take_delta(self, index: int, delta: OutputDelta) -> None:
         self.mailbox.put_nowait(index, delta)
+        self.mailbox.hand_over()
 
     def fail(self, failure: TrioserveError) -> None:
         self.mailbox.fail(failure)

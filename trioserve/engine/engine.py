@@ -296,11 +296,14 @@ class Engine:
         self.meter.stepped(num_computed=num_computed)
         if result.num_drafted:
             self.meter.guessed(result.num_drafted, [len(more) for more in result.more])
+        told: dict[Receiver, None] = {}
         for booked in self._loaded().commit(result):
-            self._tell(booked, self._last_result_at)
+            self._tell(booked, self._last_result_at, told)
+        for receiver in told:
+            receiver.hand_over()
 
-    def _tell(self, booked: Booked, now: float) -> None:
-        """Leave a delta for each token; those that end a text end its sequence."""
+    def _tell(self, booked: Booked, now: float, told: dict[Receiver, None]) -> None:
+        """Leave a delta for each token, and note in ``told`` where; those that end a text end its sequence."""
         streams = [self._streams[seq.seq_id] for seq, _ in booked]
         self.meter.generated(streams, now=now)
         deltas = OutputStream.feed_step(
@@ -310,6 +313,7 @@ class Engine:
             if delta.finish_reason is not None:
                 self._close(stream, delta.finish_reason)
             stream.receiver.put_nowait(stream.index, delta)
+            told[stream.receiver] = None
 
     # --- the works come and go ---
 
@@ -360,6 +364,7 @@ class Engine:
         """End a sequence otherwise than by a token."""
         self._close(stream, reason)
         stream.receiver.put_nowait(stream.index, stream.output.ended(reason, error))
+        stream.receiver.hand_over()
 
     def _close(self, stream: _Stream, reason: FinishReason) -> None:
         seq = stream.output.seq

@@ -2,10 +2,9 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from quart import Response, request
-from quart_trio import QuartTrio
 
 from trioserve.errors import SettingsError
 from trioserve.http.chat import chat_completions
@@ -13,7 +12,7 @@ from trioserve.http.completions import completions
 from trioserve.http.concurrency import take_permit
 from trioserve.http.cors import Cors
 from trioserve.http.docs import docs, docs_file, openapi_document
-from trioserve.http.door import Door, under_root_path
+from trioserve.http.door import Door
 from trioserve.http.errors import on_error
 from trioserve.http.handover import hand_over
 from trioserve.http.held import releasing
@@ -22,6 +21,7 @@ from trioserve.http.keys import Keyring
 from trioserve.http.models import get_model, list_models
 from trioserve.http.operator import load, metrics, server_info
 from trioserve.http.probes import health, live, ready, version
+from trioserve.http.quart_app import HttpApp
 from trioserve.http.request_id import HEADER, request_id_of
 from trioserve.http.sagemaker import invocations, ping
 from trioserve.http.services import Services
@@ -88,16 +88,6 @@ METRICS_ROUTES: Final = tuple(
     route for route in ROUTES if route[1] in {"/live", "/ready", "/health", "/metrics"}
 )
 """What ``metrics_port`` serves."""
-
-
-class HttpApp(QuartTrio):
-    """Quart, told the path as ASGI has it. No route speaks WebSocket, so its handshakes get a 403."""
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
-        else:
-            await super().__call__(under_root_path(scope), receive, send)
 
 
 def create_app(services: Services, *, routes: Sequence[tuple[str, str, Handler]] = ROUTES) -> HttpApp:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -157,19 +158,15 @@ class ChatWriter(CompletionsWriter[ChatCompletionRequest]):
     def tell(self, index: int, delta: OutputDelta) -> bytes:
         teller, events = self._tellers[index], b""
         pieces = teller.tell(delta.text, delta.finish_reason)
-        if not pieces and self.says(replace(delta, text="")):
+        if not pieces and self.says_more(delta):
             pieces = [Piece("content", "")]
         for number, piece in enumerate(pieces):
-            # What is known of the tokens goes out once, with the first thing that they say.
-            ids = UNSET if number else self.shown_ids(delta.token_ids)
-            choice = ChatChunkChoice(
-                index,
-                msgspec.structs.replace(piece.delta, completion_token_ids=ids),
-                self._logprobs(delta.logprobs) if delta.logprobs and not number else None,
-                token_ids=ids,
-                arrival_time=self.arrival_time(),
-            )
-            events += self._event(choice, piece.text)
+            if self.only_text(delta) and not piece.call_id:
+                kind = (index, piece.kind, piece.index)
+                events += self.stencilled(kind, partial(self._piece, index, piece), piece.text)
+            else:
+                # What is known of the tokens goes out once, with the first thing that they say.
+                events += self._piece(index, piece, piece.text, None if number else delta)
         if delta.finish_reason is not None:
             choice = ChatChunkChoice(
                 index,
@@ -226,6 +223,20 @@ class ChatWriter(CompletionsWriter[ChatCompletionRequest]):
 
     def _logprobs(self, logprobs: SequenceOf[TokenLogprob]) -> ChatLogprobs:
         return chat_logprobs(logprobs, as_ids=bool(self.asked.return_tokens_as_token_ids))
+
+    def _piece(self, index: int, piece: Piece, text: str, delta: OutputDelta | None = None) -> bytes:
+        """The event that adds ``piece`` with ``text`` in place of its own, and what is known of the tokens of
+        ``delta``."""
+        ids = UNSET if delta is None else self.shown_ids(delta.token_ids)
+        told = msgspec.structs.replace(piece, text=text).delta
+        choice = ChatChunkChoice(
+            index,
+            msgspec.structs.replace(told, completion_token_ids=ids),
+            self._logprobs(delta.logprobs) if delta is not None and delta.logprobs else None,
+            token_ids=ids,
+            arrival_time=self.arrival_time(),
+        )
+        return self._event(choice, text)
 
     def _event(
         self,

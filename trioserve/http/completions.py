@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,8 +13,9 @@ from quart import Response
 from trioserve.core.delta import OutputDelta
 from trioserve.core.sequence import FinishReason
 from trioserve.http import sse
+from trioserve.http.event_writer import PromptPart
 from trioserve.http.exchange import Exchange, open_exchange
-from trioserve.http.generation import PromptPart, finish_reason_of
+from trioserve.http.generation import finish_reason_of
 from trioserve.http.services import Services
 from trioserve.http.writer import CompletionsWriter, pieces
 from trioserve.protocol.common import UsageBody, usage_body
@@ -128,7 +130,10 @@ class CompletionWriter(CompletionsWriter[CompletionRequest]):
 
     def tell(self, index: int, delta: OutputDelta) -> bytes:
         events = b""
-        if self.says(delta):
+        if self.only_text(delta):
+            if delta.text:
+                events = self.stencilled(index, partial(self._text_event, index), delta.text)
+        elif delta.text or self.says_more(delta):
             events = self._event(self._addition(index, delta))
         if delta.finish_reason is not None:
             events += self._event(
@@ -200,15 +205,18 @@ class CompletionWriter(CompletionsWriter[CompletionRequest]):
         """Without what had to be generated although only the prompt was asked for."""
         if not self.asked.only_echo:
             return delta
-        return replace(
+        return msgspec.structs.replace(
             delta,
             text="",
             token_ids=(),
             logprobs=(),
-            usage=replace(delta.usage, num_output_tokens=0),
+            usage=msgspec.structs.replace(delta.usage, num_output_tokens=0),
             finish_reason=delta.finish_reason and FinishReason.LENGTH,
             stop_reason=None,
         )
+
+    def _text_event(self, index: int, text: str) -> bytes:
+        return self._event(CompletionChoice(index, text))
 
     def _event(self, choice: CompletionChoice) -> bytes:
         completion = self._completion(

@@ -14,9 +14,9 @@ from trioserve.core.forms import AnswerForm
 from trioserve.core.sampling import Grammar, ThinkingBudget
 from trioserve.errors import InvalidRequest
 from trioserve.http.body import read_json_body
+from trioserve.http.event_writer import EventWriter
 from trioserve.http.generation import (
     BeforeEnd,
-    EventWriter,
     Generation,
     Heading,
     at_once,

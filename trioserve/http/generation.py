@@ -6,26 +6,28 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import trio
 from msgspec import UNSET, UnsetType
 from quart import Response, request
 
-from trioserve.core.delta import OutputDelta, TokenLogprob, merge
+from trioserve.core.delta import OutputDelta, merge
 from trioserve.core.sampling import Grammar, SamplingParams, ThinkingBudget
 from trioserve.core.sequence import FinishReason, Sequence
 from trioserve.engine.face import EngineFace
-from trioserve.engine.mailbox import Mailbox
+from trioserve.engine.mailbox import Mailbox, Take
 from trioserve.errors import EngineError, InvalidGrammar, InvalidRequest, PromptTooLong, RequestTimeout
 from trioserve.http import sse
 from trioserve.http.errors import guarded
+from trioserve.http.event_writer import EventWriter
 from trioserve.http.held import hold
 from trioserve.http.request_id import request_id_of
 from trioserve.http.services import ServedModel
+from trioserve.http.shortcut import Shortcut
 from trioserve.protocol.fields import GenerationFields
 from trioserve.protocol.sampling import params_of_choice, params_of_prompt, sampling_params
 
@@ -36,33 +38,11 @@ _FINISH: Final = {
 }
 
 
-PromptPart = SequenceOf[TokenLogprob | None]
-"""The logprobs of a prompt's tokens; None for the first token, which follows nothing."""
-
 BeforeEnd = Callable[[], Awaitable[None]]
 
 
 async def at_once() -> None:
     """There is nothing to wait for."""
-
-
-class EventWriter(Protocol):
-    """Turns deltas into the events of one endpoint."""
-
-    async def read_prompt(self, index: int, logprobs: PromptPart) -> None:
-        """Take in what was asked to be known of the prompt of sequence ``index``, before its first delta.
-
-        There may be a million numbers: others run in between.
-        """
-
-    def opening(self) -> bytes:
-        """Events that go out before any token is there."""
-
-    def feed(self, index: int, delta: OutputDelta) -> bytes:
-        """The events that tell ``delta`` of choice ``index``; empty when there is nothing to tell."""
-
-    def closing(self) -> bytes:
-        """Events after the last delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +136,7 @@ class Generation:
             stack,
             mailbox,
             writer,
+            Shortcut.of(request, writer),
             silence_s=keep_alive_s or math.inf,
             keep_alive=keep_alive,
             before_end=before_end,
@@ -166,6 +147,7 @@ class Generation:
         stack: ExitStack,
         mailbox: Mailbox,
         writer: EventWriter,
+        shortcut: Shortcut,
         *,
         silence_s: float,
         keep_alive: bytes,
@@ -175,25 +157,28 @@ class Generation:
         with stack:
             if opening := writer.opening():
                 yield opening
-            silent_at = trio.current_time() + silence_s
+            told_at = trio.current_time()
             while not mailbox.is_done:
-                deltas = await self._receive(mailbox, until=silent_at)
+                deltas = await self._receive(mailbox, shortcut.take, until=told_at + silence_s)
+                told_at = max(told_at, shortcut.told_at)
                 await read_prompts(writer, deltas)
                 data = b"".join([writer.feed(index, delta) for index, delta in deltas])
-                if not data and trio.current_time() >= silent_at:
+                if not data and trio.current_time() >= told_at + silence_s:
                     data = keep_alive
                 if data:
                     yield data
-                    silent_at = trio.current_time() + silence_s
+                    told_at = trio.current_time()
         closing = writer.closing()
         await before_end()
         yield closing
 
-    async def _receive(self, mailbox: Mailbox, *, until: float) -> SequenceOf[tuple[int, OutputDelta]]:
-        """What is in the mailbox next; nothing when ``until`` comes first."""
+    async def _receive(
+        self, mailbox: Mailbox, take: Take | None = None, *, until: float
+    ) -> SequenceOf[tuple[int, OutputDelta]]:
+        """What is in the mailbox next that ``take`` does not; nothing when ``until`` comes first."""
         deltas: SequenceOf[tuple[int, OutputDelta]] = ()
         with trio.move_on_at(min(until, self.deadline)):
-            deltas = await mailbox.receive()
+            deltas = await mailbox.receive(take)
         if not deltas and trio.current_time() >= self.deadline:
             raise RequestTimeout(f"the request took longer than request_timeout_s = {self.time_limit_s:g}")
         return [(index, self._checked(delta)) for index, delta in deltas]
@@ -204,7 +189,7 @@ class Generation:
         if delta.finish_reason is FinishReason.GRAMMAR:
             raise InvalidGrammar(delta.error or "the grammar cannot be used")
         if delta.stop_reason in self.eos_token_ids:
-            return replace(delta, stop_reason=None)
+            return msgspec.structs.replace(delta, stop_reason=None)
         return delta
 
 

@@ -11,7 +11,8 @@ from trioserve.errors import PromptTooLong
 from trioserve.http import sse
 from trioserve.http.body import read_json_body
 from trioserve.http.errors import ErrorBody, guarded
-from trioserve.http.generation import Generation, PromptPart, finish_reason_of, prepare
+from trioserve.http.event_writer import PromptPart
+from trioserve.http.generation import Generation, finish_reason_of, prepare
 from trioserve.http.held import hold
 from trioserve.http.owner import owner_of_request
 from trioserve.http.request_id import request_id_of

@@ -10,7 +10,7 @@ from quart import Response, request
 from trioserve.core.delta import OutputDelta, merge
 from trioserve.errors import CompletionNotFound, UnsupportedParameter
 from trioserve.http.body import read_json_body
-from trioserve.http.generation import EventWriter, PromptPart
+from trioserve.http.event_writer import EventWriter, PromptPart
 from trioserve.http.owner import owner_of_request
 from trioserve.http.services import Services
 from trioserve.protocol.chat import ChatCompletion, ChatCompletionRequest

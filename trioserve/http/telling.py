@@ -96,6 +96,8 @@ class Teller:
 
     def tell(self, text: str, finish: FinishReason | None = None) -> list[Piece]:
         """What ``text`` adds to what the client knows; with ``finish`` it is the last."""
+        if self._parser.is_verbatim and not self._thought and finish is None:
+            return [Piece("content", text)] if text else []
         events = self._parser.feed(text)
         if finish is not None:
             events += self._parser.flush(finish)

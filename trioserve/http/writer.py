@@ -2,7 +2,7 @@
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as SequenceOf
 from typing import Any, Final, Generic, cast
 
@@ -12,8 +12,9 @@ from msgspec import UNSET, Raw, UnsetType
 
 from trioserve.core.delta import OutputDelta, Usage
 from trioserve.http import sse
+from trioserve.http.event_writer import PromptPart
 from trioserve.http.exchange import Exchange, RequestT
-from trioserve.http.generation import Heading, PromptPart
+from trioserve.http.generation import Heading
 from trioserve.protocol.answer import PromptLogprobs, prompt_logprob
 from trioserve.protocol.common import UsageBody, usage_body
 
@@ -39,18 +40,24 @@ class CompletionsWriter(ABC, Generic[RequestT]):
         self.prompts = [prompt for prompt in prompts for _ in range(asked.num_choices)]
         """By choice."""
         self._usages = [Usage(len(prompt), 0, 0) for prompt in self.prompts]
+        self._waits = asked.num_prompt_logprobs is not None
+        """Whether a choice begins with its first delta."""
         self._begun: set[int] = set()
         self._prompt_logprobs: dict[int, PromptLogprobs] = {}  # by prompt, whose sequences all find the same
         tells_time = exchange.settings.stream_arrival_time
         if asked.return_arrival_time is not None:
             tells_time = asked.return_arrival_time
         self._started_at = exchange.started_at if asked.stream and tells_time else None
+        self._is_uniform = self._started_at is None and not (
+            asked.continuous_usage or asked.pads_chunks or asked.return_token_ids
+        )
+        self._stencils: dict[Hashable, sse.Stencil] = {}
 
     # --- a stream's events ---
 
     def opening(self) -> bytes:
         """Events that go out before any token is there."""
-        if self.asked.num_prompt_logprobs is not None:
+        if self._waits:
             return b""
         return b"".join(self.begin(index) for index in range(len(self.prompts)))
 
@@ -71,12 +78,11 @@ class CompletionsWriter(ABC, Generic[RequestT]):
 
     def feed(self, index: int, delta: OutputDelta) -> bytes:
         """The events that tell ``delta`` of choice ``index``; empty when there is nothing to tell."""
-        begin = b""
-        if self.asked.num_prompt_logprobs is not None and index not in self._begun:
-            self._begun.add(index)
-            begin = self.begin(index)
         self._usages[index] = delta.usage
-        return begin + self.tell(index, delta)
+        if self._waits and index not in self._begun:
+            self._begun.add(index)
+            return self.begin(index) + self.tell(index, delta)
+        return self.tell(index, delta)
 
     def closing(self) -> bytes:
         """The usage where it is asked for, and the end."""
@@ -100,9 +106,20 @@ class CompletionsWriter(ABC, Generic[RequestT]):
 
     # --- parts of answers ---
 
-    def says(self, delta: OutputDelta) -> bool:
-        """Whether there is more in it than an end."""
-        return bool(delta.text or delta.logprobs or (self.asked.return_token_ids and delta.token_ids))
+    def only_text(self, delta: OutputDelta) -> bool:
+        """Whether the event that adds ``delta`` to a choice differs from others of its kind in the text alone."""
+        return self._is_uniform and not delta.logprobs
+
+    def stencilled(self, kind: Hashable, make: Callable[[str], bytes], text: str) -> bytes:
+        """The event that ``make`` makes of ``text``, where all of its ``kind`` differ in the text alone."""
+        stencil = self._stencils.get(kind)
+        if stencil is None:
+            stencil = self._stencils[kind] = sse.Stencil(make)
+        return stencil.event(text)
+
+    def says_more(self, delta: OutputDelta) -> bool:
+        """Whether there is more in it than text and an end."""
+        return bool(delta.logprobs or (self.asked.return_token_ids and delta.token_ids))
 
     def shown_ids(self, token_ids: SequenceOf[int]) -> list[int] | UnsetType:
         """Token ids, where they are asked for."""

@@ -36,6 +36,11 @@ class Parser:
         return self._reasoning is not None and self._reasoning.is_thinking
 
     @property
+    def is_verbatim(self) -> bool:
+        """Whether text that comes now is content as it stands: the thinking is over, and no calls are looked for."""
+        return self._tools is None and (self._reasoning is None or self._reasoning.is_over)
+
+    @property
     def calls_tools(self) -> bool:
         """Whether there are calls and all of them are whole: what ``finish_reason: tool_calls`` says."""
         return 0 < self._num_started == self._num_ended

@@ -21,7 +21,7 @@ from hypercorn.utils import parse_socket_addr
 
 from trioserve.server.config import ServerConfig
 from trioserve.server.exchange import ASGIApp, Census, Exchanges
-from trioserve.server.http1 import Http1Protocol
+from trioserve.server.http1 import Http1Protocol, chunk
 from trioserve.server.http2 import Http2Protocol
 
 logger = logging.getLogger("trioserve.server")
@@ -110,6 +110,23 @@ class Connection:
             self.cut()
             return len(data)
 
+    @property
+    def is_clear(self) -> bool:
+        """As ``core.extensions.Outlet``, for the response that is under way. Plain HTTP/1.1 only."""
+        protocol = self._protocol
+        return (
+            isinstance(protocol, Http1Protocol) and protocol.is_in_chunks and not (self._unsent or self._lost)
+        )
+
+    def write_nowait(self, data: bytes) -> None:
+        """As ``core.extensions.Outlet``."""
+        framed = chunk(data)
+        num_sent = self.send_nowait(framed)
+        if num_sent < len(framed):
+            assert self._nursery is not None
+            self._unsent += framed[num_sent:]
+            self._nursery.start_soon(self._flush)
+
     def close_if_idle(self) -> None:
         """Close unless a request runs or has begun to arrive; then it closes when that is done."""
         if self._idle and not self._lost and not self._has_bytes():
@@ -144,7 +161,14 @@ class Connection:
     ) -> Http1Protocol | Http2Protocol:
         commons, (client, server) = self._commons, self._addresses
         flush = self._flush if self._tls is None else self._flush_tls
-        exchanges = Exchanges(nursery, commons.app, census=commons.census, config=self._config, flush=flush)
+        exchanges = Exchanges(
+            nursery,
+            commons.app,
+            census=commons.census,
+            config=self._config,
+            flush=flush,
+            outlet=self if self._tls is None and issubclass(kind, Http1Protocol) else None,
+        )
         arguments: Any = (
             commons.app,
             self._config,

@@ -10,6 +10,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.typing import AppWrapper
 
+from trioserve.core.extensions import OUTLET, WHOLE_BODY, Outlet
 from trioserve.server.config import ServerConfig
 
 Message = MutableMapping[str, Any]
@@ -82,7 +83,12 @@ class Exchange:
     """
 
     def __init__(
-        self, asgi_scope: Any, asgi_send: Callable[[Any], Awaitable[None]], *, config: ServerConfig
+        self,
+        asgi_scope: Any,
+        asgi_send: Callable[[Any], Awaitable[None]],
+        *,
+        config: ServerConfig,
+        outlet: Outlet | None,
     ) -> None:
         self._asgi_scope = asgi_scope
         self._asgi_send = asgi_send
@@ -99,15 +105,21 @@ class Exchange:
         self._num_sends = 0
         self._status = 0
         self._request_id = "-"
+        if outlet is not None and self._is_http:
+            asgi_scope["extensions"][OUTLET] = _OwnOutlet(self, outlet)
 
     async def run(self, app: ASGIApp, census: Census, flush: Callable[[], Awaitable[None]]) -> None:
         """Call the app, and leave the connection in order whatever the app did."""
         started = trio.current_time()
         if self._is_http:
             census.enter()
+            if self._messages and not self._messages[0]["more_body"]:
+                self._asgi_scope["extensions"][WHOLE_BODY] = True
         try:
             await self._call(app)
         finally:
+            self._complete = True
+            self._notify()
             # Bounded, as a client that does not read must not hold up the end of the server.
             with trio.move_on_after(self._send_timeout_s, shield=True):
                 await self._asgi_send(None)
@@ -123,10 +135,17 @@ class Exchange:
             if not self._complete:
                 self._cancel_scope.cancel()
         elif not self._complete:
-            self._messages.append(message)
+            self._hold(message)
         self._notify()
         while len(self._messages) >= _MAX_MESSAGES and not (self._complete or self._gone):
             await self._changed.wait()
+
+    def _hold(self, message: Message) -> None:
+        """Keep a message for the app. The end of a body of which a part is still here is said with that part."""
+        if self._messages and self._is_http and not (message["body"] or message["more_body"]):
+            self._messages[-1]["more_body"] = False
+        else:
+            self._messages.append(message)
 
     async def receive(self) -> Message:
         """The app's ``receive``."""
@@ -153,6 +172,11 @@ class Exchange:
         finally:
             self._sending_last = False
             self._notify()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the client is there and wants more of the response."""
+        return not (self._complete or self._gone)
 
     async def _call(self, app: ASGIApp) -> None:
         """An app that raises ends its own request only: this is the one place that may catch everything."""
@@ -217,6 +241,19 @@ class Exchange:
         self._changed = trio.Event()
 
 
+class _OwnOutlet:
+    """The connection's outlet for as long as it is one exchange's: the next request's answer must not be touched."""
+
+    def __init__(self, exchange: Exchange, outlet: Outlet) -> None:
+        self._exchange = exchange
+        self._outlet = outlet
+        self.write_nowait = outlet.write_nowait
+
+    @property
+    def is_clear(self) -> bool:
+        return self._exchange.is_open and self._outlet.is_clear
+
+
 class Exchanges:
     """What hypercorn calls a task group: starts the ASGI calls of one connection."""
 
@@ -228,12 +265,14 @@ class Exchanges:
         census: Census,
         config: ServerConfig,
         flush: Callable[[], Awaitable[None]],
+        outlet: Outlet | None,
     ) -> None:
         self._nursery = nursery
         self._app = app
         self._census = census
         self._config = config
         self._flush = flush
+        self._outlet = outlet
 
     async def spawn_app(
         self,
@@ -243,7 +282,7 @@ class Exchanges:
         send: Callable[[Any], Awaitable[None]],
     ) -> Callable[[Any], Awaitable[None]]:
         """Start a call in a task of its own; returns what takes the client's messages."""
-        exchange = Exchange(scope, send, config=self._config)
+        exchange = Exchange(scope, send, config=self._config, outlet=self._outlet)
         self._nursery.start_soon(exchange.run, self._app, self._census, self._flush)
         return exchange.put
 

@@ -12,7 +12,7 @@
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from hypercorn.protocol.h11 import (
     H11Protocol,
     H11WSConnection,
 )
+from hypercorn.typing import H11SendableEvent
 
 from trioserve.server.config import ServerConfig
 from trioserve.server.target import origin_form
@@ -35,6 +36,7 @@ _MAX_WAITING_BYTES: Final = 64 * 1024
 """Of requests that arrive behind the running one; then reading stops until it is done."""
 _HEADER_OVERHEAD_BYTES: Final = 32
 """What a header counts besides its text, as in HTTP/2: thousands of short ones cost more than their bytes."""
+_BODILESS: Final = frozenset({204, 304})
 _FAULTS: Final = {
     431: b"The request line and headers are too long.",
     501: b"The transfer encoding is not supported.",
@@ -42,17 +44,18 @@ _FAULTS: Final = {
 
 
 class Http1Protocol(H11Protocol):
-    """One HTTP/1.1 connection, from bytes to ASGI calls and back.
-
-    The fast writer for streamed events belongs here: for a plain connection in the middle of a chunked response it may
-    frame a chunk itself and hand it to the connection's ``send_nowait``, past h11 and the ASGI messages.
-    """
+    """One HTTP/1.1 connection, from bytes to ASGI calls and back."""
 
     config: ServerConfig
 
     def __init__(self, *args: Any, is_draining: Callable[[], bool]) -> None:
         super().__init__(*args)
+        self.is_in_chunks = False
+        """Whether a response is under way whose body goes out in chunks: then ``chunk`` frames a part of it."""
+        self._held_head = b""
+        """Of a response whose body follows at once: both are sent as one, so that the client wakes once."""
         self._is_draining = is_draining
+        self._takes_chunks = False
         self._pulling = False
         self._content_length: int | None = None
         self._num_body_bytes = 0
@@ -78,11 +81,26 @@ class Http1Protocol(H11Protocol):
         if isinstance(event, Response) and event.status_code >= 200 and self._must_close():
             headers = [header for header in event.headers if header[0].lower() != b"connection"]
             event = replace(event, headers=[*headers, (b"connection", b"close")])
+        if isinstance(event, Body) and self.is_in_chunks:
+            await self.send(RawData(data=chunk(event.data)))
+            return
+        self.is_in_chunks = self._takes_chunks and _has_chunks(event)
         await super().stream_send(event)
         if isinstance(event, EndBody) and isinstance(self.connection, H11WSConnection):
             await self.send(
                 Closed()
             )  # a refused handshake: of one with data behind it hypercorn says no more
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        try:
+            data = self._held_head + self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        self._held_head = data if isinstance(event, h11.Response) and _has_length(event.headers) else b""
+        if not self._held_head:
+            await self.send(RawData(data=data))
 
     async def _handle_events(self) -> None:
         """Take what h11 has; one task at a time, and what comes meanwhile is taken by the one at it."""
@@ -129,6 +147,7 @@ class Http1Protocol(H11Protocol):
         if fault:
             await self._refuse(fault)
             return False
+        self._takes_chunks = request.http_version >= b"1.1" and request.method != b"HEAD"
         await self._create_stream(_as_origin_form(request))
         if (
             self.stream is not None and self.stream.closed
@@ -214,6 +233,22 @@ class Http1Protocol(H11Protocol):
                 await self.send(Updated(idle=True))
         except H2ProtocolAssumedError:
             await self.send(Closed())
+
+
+def chunk(data: bytes) -> bytes:
+    """``data``, which is not empty, as a chunk of a body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _has_chunks(event: StreamEvent) -> bool:
+    """Whether it begins a response whose body h11 sends in chunks, to a client that takes them."""
+    if not isinstance(event, Response) or event.status_code < 200 or event.status_code in _BODILESS:
+        return False
+    return not _has_length(event.headers)
+
+
+def _has_length(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"content-length" for name, _ in headers)
 
 
 def _as_origin_form(request: h11.Request) -> h11.Request:
