@@ -23,7 +23,7 @@ from trioserve.engine.checkpoint import open_model
 from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle, ServerState
 from trioserve.engine.supervisor import supervise
-from trioserve.engine.works import works_for
+from trioserve.engine.works import Works
 from trioserve.output.vocabulary import load_vocabulary
 from trioserve.prompt.renderer import Renderer
 from trioserve.settings import Settings
@@ -76,7 +76,8 @@ async def alone_per_s(settings: Settings) -> dict[int, float]:
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
-            await supervise(engine, works_for(settings, model), lifecycle, max_restarts=0)
+            works = Works(settings, model, lifecycle)
+            await supervise(engine, works.start, lifecycle, max_restarts=0)
 
         nursery.start_soon(run)
         while lifecycle.state is ServerState.STARTING:
