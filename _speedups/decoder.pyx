@@ -2,7 +2,7 @@
 # distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi -pthread
 # distutils: extra_link_args = -pthread
 # distutils: libraries = dl
-# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
+# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/quantize.h _speedups/byte_tile.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
 # cython: language_level = 3, boundscheck = False, wraparound = False, auto_pickle = False, autotestdict = False
 """A step of a whole decoder on the CPU as one call; ``decoder.h`` says how.
 
@@ -20,7 +20,13 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         portable
         avx2
         avx512
+        avx512_vnni
         avx512_bf16
+
+    cdef enum class CFormat "trioserve::Format"(int):
+        bf16
+        int8
+        int4
 
     cdef enum class CActivation "trioserve::Activation"(int):
         silu
@@ -90,7 +96,8 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         Panels& head()
         Floats& final_norm()
         int num_threads()
-        void pack(Panels&, const bf16* weights, int num_columns, int depth, bint gated) except +
+        size_t num_bytes()
+        void pack(Panels&, const bf16* weights, int num_columns, int depth, bint gated, CFormat) except +
         void copy(Floats& to, const float* numbers, int size) except +
         void copy_gated(Floats& to, const float* numbers) except +
         const char* fault_of(const Step&)
@@ -101,8 +108,10 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
 
 
 cdef dict _ISAS = {
-    "portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512, "avx512_bf16": Isa.avx512_bf16
+    "portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512,
+    "avx512_vnni": Isa.avx512_vnni, "avx512_bf16": Isa.avx512_bf16
 }
+cdef dict _FORMATS = {"bf16": CFormat.bf16, "int8": CFormat.int8, "int4": CFormat.int4}
 cdef dict _ACTIVATIONS = {
     "silu": CActivation.silu, "gelu": CActivation.gelu, "gelu_tanh": CActivation.gelu_tanh
 }
@@ -140,11 +149,19 @@ cdef class Decoder:
         """How many threads run a step, the caller's included."""
         return self._decoder.get().num_threads()
 
+    @property
+    def num_bytes(self):
+        """Memory of all matrices packed so far."""
+        return self._decoder.get().num_bytes()
+
     def set_layer(
         self, int layer, *, uintptr_t qkv_proj, uintptr_t o_proj, uintptr_t gate_up_proj, uintptr_t down_proj,
-        int sliding_window
+        formats, int sliding_window
     ):
-        """Pack the matrices of a layer; they are not needed after."""
+        """Pack the matrices of a layer, each in its format; they are not needed after."""
+        cdef CFormat qkv = <CFormat><int>_FORMATS[formats["qkv_proj"]], o = <CFormat><int>_FORMATS[formats["o_proj"]]
+        cdef CFormat gate_up = <CFormat><int>_FORMATS[formats["gate_up_proj"]]
+        cdef CFormat down = <CFormat><int>_FORMATS[formats["down_proj"]]
         cdef CDecoder* decoder = self._decoder.get()
         cdef Layer* to = &decoder.layer(layer)
         cdef DecoderShape* shape = &self._shape
@@ -152,10 +169,10 @@ cdef class Decoder:
         cdef int qkv_size = head_size + 2 * shape.num_kv_heads * shape.head_dim
         to.sliding_window = sliding_window
         with nogil:
-            decoder.pack(to.qkv, <const bf16*>qkv_proj, qkv_size, shape.hidden_size, False)
-            decoder.pack(to.o, <const bf16*>o_proj, shape.hidden_size, head_size, False)
-            decoder.pack(to.gate_up, <const bf16*>gate_up_proj, shape.intermediate_size, shape.hidden_size, True)
-            decoder.pack(to.down, <const bf16*>down_proj, shape.hidden_size, shape.intermediate_size, False)
+            decoder.pack(to.qkv, <const bf16*>qkv_proj, qkv_size, shape.hidden_size, False, qkv)
+            decoder.pack(to.o, <const bf16*>o_proj, shape.hidden_size, head_size, False, o)
+            decoder.pack(to.gate_up, <const bf16*>gate_up_proj, shape.intermediate_size, shape.hidden_size, True, gate_up)
+            decoder.pack(to.down, <const bf16*>down_proj, shape.hidden_size, shape.intermediate_size, False, down)
 
     def set_norms(
         self, int layer, *, uintptr_t input_layernorm, uintptr_t post_attention_layernorm, uintptr_t q_norm,
@@ -186,12 +203,13 @@ cdef class Decoder:
         if down_proj:
             decoder.copy(to.down_bias, <const float*>down_proj, self._shape.hidden_size)
 
-    def set_head(self, *, uintptr_t norm, uintptr_t lm_head):
-        """Copy the last norm, float32, and pack the head, bfloat16."""
+    def set_head(self, *, uintptr_t norm, uintptr_t lm_head, str head_format):
+        """Copy the last norm, float32, and pack the head, bfloat16 so far."""
+        cdef CFormat head = <CFormat><int>_FORMATS[head_format]
         cdef CDecoder* decoder = self._decoder.get()
         decoder.copy(decoder.final_norm(), <const float*>norm, self._shape.hidden_size)
         with nogil:
-            decoder.pack(decoder.head(), <const bf16*>lm_head, self._shape.vocab_size, self._shape.hidden_size, False)
+            decoder.pack(decoder.head(), <const bf16*>lm_head, self._shape.vocab_size, self._shape.hidden_size, False, head)
 
     def forward(
         self, uintptr_t hidden, *, uintptr_t token_ids, uintptr_t positions, uintptr_t slot_mapping,

@@ -18,7 +18,14 @@ from trioserve.model.layers import (
     RowParallelLinear,
     VocabParallelEmbedding,
 )
-from trioserve.model.native import Crew, NativeDecoder, NativeLayer, obstacle
+from trioserve.model.native import (
+    Crew,
+    NativeDecoder,
+    NativeLayer,
+    Quantization,
+    obstacle,
+    refuse_quantization,
+)
 from trioserve.model.rope import rope_table
 
 
@@ -163,24 +170,34 @@ class Decoder(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.tie(self.model.embed_tokens)
 
-    def pack(self, crew: Crew | None = None) -> str:
+    def pack(self, crew: Crew | None = None, quantization: Quantization = "none") -> str:
         """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after.
 
         Args:
             crew: Who computes the steps where the decoder is one that can be run natively; None: torch's layers.
+            quantization: What the weights of native layers are brought to.
         Returns:
             What computes the steps from now on, such as "native avx512, 2 threads"; or torch's layers, and why.
+        Raises:
+            ModelError: Weights are to be quantized and the decoder cannot be run natively.
         """
+        refuse_quantization(self.config, self.dtype, quantization)
+        assert crew is not None or quantization == "none", "torch's layers keep the weights as they are"
         why = "as told" if crew is None else obstacle(self.config, self.dtype)
         if crew is not None and why is None:
-            self._native = self._packed_for(crew)
+            self._native = self._packed_for(crew, quantization)
             return self._native.description
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
         return f"torch layers: {why}"
 
-    def _packed_for(self, crew: Crew) -> NativeDecoder:
+    @property
+    def packed_bytes(self) -> int | None:
+        """Memory of the weights of native layers; None without such."""
+        return None if self._native is None else self._native.num_bytes
+
+    def _packed_for(self, crew: Crew, quantization: Quantization) -> NativeDecoder:
         """The same decoder, native; a layer's weights are freed before the next are packed."""
         model = self.model
         packed = NativeDecoder(
@@ -188,7 +205,7 @@ class Decoder(nn.Module):
             crew,
             embeddings=None if self.config.tie_word_embeddings else model.embed_tokens.weight.data,
             rope_table=model.rope_table,
-            num_layers=len(model.layers),
+            quantization=quantization,
         )
         for number, layer in enumerate(model.layers):
             assert isinstance(layer, DecoderLayer)
