@@ -55,6 +55,13 @@ INLINE vi dot_nibbles(vi sum, vu weights, vu a) { return dot_bytes(sum, weights,
 
 INLINE vf to_floats(vi x) { return __builtin_convertvector(x, vf); }
 
+// What the whole sums of a row and a panel of int8 stand for.
+//   sums, scales [kPanel]
+INLINE void scale_bytes(float* sums, vi left, vi right, const float* scales, const RowTail& tail) {
+    store(sums, to_floats(left - kByteZero * tail.sum) * (load(scales) * tail.scale));
+    store(sums + kLanes, to_floats(right - kByteZero * tail.sum) * (load(scales + kLanes) * tail.scale));
+}
+
 // Sums of R rows with one panel of int8.
 //   sums [R] rows of kPanel   a [R] rows of bytes, each with its RowTail   panel [num_words][kPanel], then the scales
 template <int R>
@@ -77,12 +84,8 @@ void multiply_bytes(float* sums, const uint32_t* a, int64_t stride, const uint32
         a += kUnroll;
     }
     const float* scales = reinterpret_cast<const float*>(panel);
-    for (int r = 0; r < R; ++r) {
-        const RowTail& tail = *reinterpret_cast<const RowTail*>(a + r * stride);
-        for (int side = 0; side < 2; ++side)
-            store(sums + r * kPanel + side * kLanes,
-                  to_floats(sum[r][side] - kByteZero * tail.sum) * (load(scales + side * kLanes) * tail.scale));
-    }
+    for (int r = 0; r < R; ++r)
+        scale_bytes(sums + r * kPanel, sum[r][0], sum[r][1], scales, *reinterpret_cast<const RowTail*>(a + r * stride));
 }
 
 // Sums of R rows with one panel of int4.

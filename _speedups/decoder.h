@@ -117,7 +117,10 @@ public:
     void forward(const Step& step) {
         reserve(step);
         plan_attention(step);
-        team_.run([&](int member) { run_layers(step, member); }, is_small(layer_work(), step.num_tokens));
+        team_.run([&](int member) {
+            run_layers(step, member);
+            kernels_.leave();
+        }, is_small(layer_work(), step.num_tokens));
     }
 
     // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size]
@@ -129,6 +132,7 @@ public:
             const size_t size = static_cast<size_t>(shape_.hidden_size);
             for_rows(num_rows, [&](int i) { std::memcpy(normed_.row(i), hidden + i * size, size * sizeof(bf16)); });
             multiply(head_, rows_for(head_, normed_, num_rows), num_rows, finish);
+            kernels_.leave();
         }, is_small(int64_t{shape_.vocab_size} * shape_.hidden_size, num_rows));
     }
 

@@ -2,7 +2,7 @@
 # distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi -pthread
 # distutils: extra_link_args = -pthread
 # distutils: libraries = dl
-# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/quantize.h _speedups/byte_tile.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
+# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/quantize.h _speedups/byte_tile.h _speedups/tiles.h _speedups/unit_tile.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
 # cython: language_level = 3, boundscheck = False, wraparound = False, auto_pickle = False, autotestdict = False
 """A step of a whole decoder on the CPU as one call; ``decoder.h`` says how.
 
@@ -22,6 +22,8 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         avx512
         avx512_vnni
         avx512_bf16
+        amx
+        amx_emulated
 
     cdef enum class CFormat "trioserve::Format"(int):
         bf16
@@ -107,9 +109,10 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
     bint has_isa(Isa isa)
 
 
+cdef str _EMULATED = "amx_emulated"
 cdef dict _ISAS = {
     "portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512,
-    "avx512_vnni": Isa.avx512_vnni, "avx512_bf16": Isa.avx512_bf16
+    "avx512_vnni": Isa.avx512_vnni, "avx512_bf16": Isa.avx512_bf16, "amx": Isa.amx, _EMULATED: Isa.amx_emulated,
 }
 cdef dict _FORMATS = {"bf16": CFormat.bf16, "int8": CFormat.int8, "int4": CFormat.int4}
 cdef dict _ACTIVATIONS = {
@@ -118,8 +121,11 @@ cdef dict _ACTIVATIONS = {
 
 
 def available_isas():
-    """Names of the instruction sets that this processor has kernels for, the best one last."""
-    return tuple(name for name, isa in _ISAS.items() if has_isa(<Isa><int>isa))
+    """Names of the instruction sets that this processor has kernels for, the best one last.
+
+    Where it has AVX-512, "amx_emulated" will do as well: the kernels of "amx" with the matrix unit in plain C++, for tests.
+    """
+    return tuple(name for name, isa in _ISAS.items() if name != _EMULATED and has_isa(<Isa><int>isa))
 
 
 @cython.final

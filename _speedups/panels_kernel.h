@@ -1,5 +1,5 @@
 // panels_kernel.h: one panel of a matrix product; included once per instruction set, within its namespace, after
-// dot_tile.h and byte_tile.h (see isa.h).
+// dot_tile.h, byte_tile.h and, where there is a matrix unit, unit_tile.h (see isa.h).
 
 constexpr int kFetchedRows = 3;  // of fewer the processor itself sees the stream soon enough
 constexpr int64_t kAheadBytes = 8192;
@@ -41,10 +41,24 @@ INLINE void finish_row(const float* sums, int row, int panel, const Finish& fini
     for (int i = 0; i < room; ++i) out[i] = i < kLanes ? left[i] : right[i - kLanes];
 }
 
-// Sums of up to kTile rows with one panel.
+// Rows that share a pass over a panel, at most.
+#if TRIOSERVE_TILES
+constexpr int kMostRows = kUnitRows;
+INLINE int tile_rows(const Panels& panels) { return takes_unit(panels) ? kUnitRows : kTile; }
+inline void leave() { release_tiles(); }
+#else
+constexpr int kMostRows = kTile;
+INLINE int tile_rows(const Panels&) { return kTile; }
+inline void leave() {}
+#endif
+
+// Sums of up to tile_rows(panels) rows with one panel.
 //   ahead: what to fetch meanwhile, `lines` cache lines in every step
 INLINE void multiply_tile_of(const Panels& panels, int count, float* sums, const uint32_t* a, int64_t stride,
                              const uint32_t* panel, const char* ahead, int lines) {
+#if TRIOSERVE_TILES
+    if (takes_unit(panels)) return unit_rows(panels, count, sums, a, stride, panel, ahead, lines);
+#endif
     using Tiles = std::make_integer_sequence<int, kTile>;
     if (panels.format == Format::bf16)
         multiply_rows(count, sums, kPanel, a, stride, panel, panels.num_words, ahead, lines, Tiles{});
@@ -61,10 +75,10 @@ inline void multiply(const Panels& panels, const Factor& factor, int panel, int 
     const int all_lines = step_words * kPanel * 4 / 64;  // of a panel, passed in one step
     const int64_t size = static_cast<int64_t>(panels.num_words) * kPanel;
     const uint32_t* from = panels.words + panel * size;
-    const int num_rows = factor.end - factor.first, num_tiles = (num_rows + kTile - 1) / kTile;
+    const int num_rows = factor.end - factor.first, most = tile_rows(panels), num_tiles = (num_rows + most - 1) / most;
     const bool is_small = size * 4 <= kFetchedBytes;
     const int share = num_tiles < all_lines ? (all_lines + num_tiles - 1) / num_tiles : 1;
-    alignas(64) float sums[kTile * kPanel];
+    alignas(64) float sums[kMostRows * kPanel];
     for (int tile = 0; tile < num_tiles; ++tile) {
         const int first = factor.first + num_rows * tile / num_tiles;
         const int count = factor.first + num_rows * (tile + 1) / num_tiles - first;

@@ -28,7 +28,7 @@ TOLERANCE = 0.03
 """Of the root mean square of the logits: what bf16 weights and activations cost."""
 TEXT = prompt_of(75, seed=1)
 BLOCKS = [9, 2, 30, 4, 17]
-ISAS = available_isas()
+ISAS = available_isas() + (("amx_emulated",) if "avx512" in available_isas() else ())
 NATIVE = sorted(set(MODELS) - {"llama-odd-width"})
 
 
