@@ -141,9 +141,10 @@ struct Kernel {
 template <typename T>
 Kernel<T> kernel_of(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::avx512_bf16)
+    if (isa == Isa::avx512_bf16 || isa == Isa::amx)
         return {avx512_bf16::attend<T>, avx512_bf16::attend_part<T>, avx512_bf16::finish<T>};
-    if (isa == Isa::avx512) return {avx512::attend<T>, avx512::attend_part<T>, avx512::finish<T>};
+    if (isa == Isa::avx512 || isa == Isa::avx512_vnni || isa == Isa::amx_emulated)
+        return {avx512::attend<T>, avx512::attend_part<T>, avx512::finish<T>};
     if (isa == Isa::avx2) return {avx2::attend<T>, avx2::attend_part<T>, avx2::finish<T>};
 #endif
     return {portable::attend<T>, portable::attend_part<T>, portable::finish<T>};

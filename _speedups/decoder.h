@@ -2,7 +2,7 @@
 //
 // What a decoder is, is data: `DecoderShape` and a `Layer` for each layer. A step is a sequence of phases; in each all
 // threads claim tasks until none is left (team.h). The residual is float32, what is multiplied is bf16, sums are
-// float32. Every number a row is given depends on that row, its position and the keys before it, never on its
+// float32; or, in the products whose weights are int8 or int4, what is multiplied is int8, sums are int32. Every number a row is given depends on that row, its position and the keys before it, never on its
 // neighbours in the batch: products run through their depth in one order (panels.h), attention goes through its keys in
 // partitions that lie at fixed positions (attention.h), and norms are of one row.
 #pragma once
@@ -19,6 +19,7 @@
 #include "isa.h"
 #include "memory.h"
 #include "panels.h"
+#include "quantize.h"
 #include "step.h"
 #include "team.h"
 
@@ -49,7 +50,8 @@ public:
           head_size_(static_cast<int64_t>(shape.num_heads) * shape.head_dim),
           x_(padded(shape.hidden_size)), sampled_x_(padded(shape.hidden_size)), normed_(padded(shape.hidden_size)),
           heads_(padded(head_size_ + 2 * static_cast<int64_t>(shape.num_kv_heads) * shape.head_dim)), q_(head_size_),
-          seen_(padded(head_size_)), sampled_seen_(padded(head_size_)), gated_(padded(shape.intermediate_size)) {
+          seen_(padded(head_size_)), sampled_seen_(padded(head_size_)), gated_(padded(shape.intermediate_size)),
+          bytes_(row_words(std::max({shape.hidden_size, shape.intermediate_size, static_cast<int>(head_size_)}))) {
         const int num_rows = shape.num_heads / shape.num_kv_heads * tile_tokens(shape.num_heads / shape.num_kv_heads);
         scratch_stride_ = static_cast<int64_t>(scratch_size(num_rows, shape.head_dim) + 15) / 16 * 16;
         scratch_ = Memory<float>(static_cast<size_t>(scratch_stride_ * num_threads));
@@ -60,18 +62,33 @@ public:
     Memory<float>& final_norm() { return final_norm_; }
     int num_threads() const { return team_.size(); }
 
+    size_t num_bytes() const {
+        size_t sum = head_.memory.num_bytes();
+        for (const Layer& layer : layers_)
+            for (const Panels* panels : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) sum += panels->memory.num_bytes();
+        return sum;
+    }
+
     // weights [num_columns][depth]; gated: [2 * num_columns][depth], gates first.
-    void pack(Panels& panels, const Rows& weights, int num_columns, bool gated) {
+    void pack(Panels& panels, const Weights& weights, int num_columns, bool gated, Format format) {
         const int lanes = kernels_.lanes, columns = gated ? lanes : 2 * lanes;
         panels.num_columns = num_columns;
         panels.depth = weights.depth;
         panels.gated = gated;
+        panels.format = format;
         panels.num_panels = (num_columns + columns - 1) / columns;
-        panels.num_pairs = static_cast<int>(padded(weights.depth) / 2);
-        panels.memory = Memory<uint32_t>(static_cast<size_t>(panels.num_panels) * static_cast<size_t>(panels.num_pairs) *
+        panels.num_words = words_of(format, weights.depth);
+        panels.memory = Memory<uint32_t>(static_cast<size_t>(panels.num_panels) * static_cast<size_t>(panels.num_words) *
                                          static_cast<size_t>(2 * lanes));
-        panels.pairs = panels.memory.get();
-        team_.run([&](int) { team_.each(panels.num_panels, [&](int i, int) { kernels_.pack_panel(panels, weights, i); }); });
+        panels.words = panels.memory.get();
+        team_.run([&](int) {
+            team_.each(panels.num_panels, [&](int i, int) {
+                if (format == Format::bf16)
+                    kernels_.pack_panel(panels, weights, i);
+                else
+                    quantize_panel(panels, weights, i, lanes);
+            });
+        });
     }
 
     static void copy(Memory<float>& to, const float* numbers, int size) {
@@ -100,17 +117,22 @@ public:
     void forward(const Step& step) {
         reserve(step);
         plan_attention(step);
-        team_.run([&](int member) { run_layers(step, member); }, is_small(layer_work(), step.num_tokens));
+        team_.run([&](int member) {
+            run_layers(step, member);
+            kernels_.leave();
+        }, is_small(layer_work(), step.num_tokens));
     }
 
     // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size]
     void logits(float* out, const bf16* hidden, int num_rows) {
         normed_.reserve(num_rows);
+        bytes_.reserve(num_rows);
         const Finish finish{Finish::floats, out, shape_.vocab_size, shape_.vocab_size, nullptr, shape_.activation};
         team_.run([&](int) {
             const size_t size = static_cast<size_t>(shape_.hidden_size);
             for_rows(num_rows, [&](int i) { std::memcpy(normed_.row(i), hidden + i * size, size * sizeof(bf16)); });
-            multiply(head_, normed_, num_rows, finish);
+            multiply(head_, rows_for(head_, normed_, num_rows), num_rows, finish);
+            kernels_.leave();
         }, is_small(int64_t{shape_.vocab_size} * shape_.hidden_size, num_rows));
     }
 
@@ -142,6 +164,7 @@ private:
         sampled_x_.reserve(step.num_samples);
         sampled_seen_.reserve(step.num_samples);
         gated_.reserve(num_rows);
+        bytes_.reserve(num_rows);
     }
 
     // ---- attention ----
@@ -217,12 +240,12 @@ private:
     void run_layers(const Step& step, int member) {
         for_rows(step.num_tokens, [&](int i) {
             embed(x_.row(i), step.token_ids[i]);
-            norm(x_, i, layers_[0].input_norm);
+            norm(x_, i, layers_[0].input_norm, layers_[0].qkv);
         });
         for (size_t i = 0; i < layers_.size(); ++i) {
             const Layer& layer = layers_[i];
             const bool is_last = i + 1 == layers_.size();
-            multiply(layer.qkv, normed_, step.num_tokens,
+            multiply(layer.qkv, normed_for(layer.qkv), step.num_tokens,
                      Finish{Finish::floats, heads_.row(0), heads_.stride(), static_cast<int>(heads_.stride()),
                             layer.qkv_bias.get(), shape_.activation});
             place(step, layer, i);
@@ -232,11 +255,11 @@ private:
             finish_layer(layer, is_last ? sampled_x_ : x_, is_last ? sampled_seen_ : seen_,
                          is_last ? step.num_samples : step.num_tokens);
             if (!is_last)
-                for_rows(step.num_tokens, [&](int row) { norm(x_, row, layers_[i + 1].input_norm); });
+                for_rows(step.num_tokens, [&](int row) { norm(x_, row, layers_[i + 1].input_norm, layers_[i + 1].qkv); });
         }
         const size_t size = static_cast<size_t>(shape_.hidden_size);
         for_rows(step.num_samples, [&](int i) {
-            norm(sampled_x_, i, final_norm_);
+            kernels_.norm_row(normed_.row(i), sampled_x_.row(i), final_norm_.get(), shape_.hidden_size, shape_.eps);
             std::memcpy(step.hidden + i * size, normed_.row(i), size * sizeof(bf16));
         });
     }
@@ -252,19 +275,35 @@ private:
     void finish_layer(const Layer& layer, const Table<float>& x, const Table<bf16>& seen, int num_rows) {
         const Finish added{Finish::residual, x.row(0), x.stride(), static_cast<int>(x.stride()), layer.o_bias.get(),
                            shape_.activation};
-        multiply(layer.o, seen, num_rows, added);
-        for_rows(num_rows, [&](int i) { norm(x, i, layer.post_attention_norm); });
-        multiply(layer.gate_up, normed_, num_rows,
+        multiply(layer.o, rows_for(layer.o, seen, num_rows), num_rows, added);
+        for_rows(num_rows, [&](int i) { norm(x, i, layer.post_attention_norm, layer.gate_up); });
+        multiply(layer.gate_up, normed_for(layer.gate_up), num_rows,
                  Finish{Finish::gated, gated_.row(0), gated_.stride(), shape_.intermediate_size,
                         layer.gate_up_bias.get(), shape_.activation});
         Finish down = added;
         down.bias = layer.down_bias.get();
-        multiply(layer.down, gated_, num_rows, down);
+        multiply(layer.down, rows_for(layer.down, gated_, num_rows), num_rows, down);
     }
 
-    void norm(const Table<float>& x, int row, const Memory<float>& weights) {
-        kernels_.norm_row(normed_.row(row), x.row(row), weights.get(), shape_.hidden_size, shape_.eps);
+    // The normed row as `next` takes it.
+    void norm(const Table<float>& x, int row, const Memory<float>& weights, const Panels& next) {
+        if (next.format == Format::bf16)
+            kernels_.norm_row(normed_.row(row), x.row(row), weights.get(), shape_.hidden_size, shape_.eps);
+        else
+            kernels_.norm_bytes(bytes_.row(row), x.row(row), weights.get(), shape_.hidden_size, shape_.eps);
     }
+
+    Rows normed_for(const Panels& panels) const { return panels.format == Format::bf16 ? pairs(normed_) : bytes(); }
+
+    // Rows as `panels` take them; made in a phase of its own where these are not bf16.
+    Rows rows_for(const Panels& panels, const Table<bf16>& rows, int num_rows) {
+        if (panels.format == Format::bf16) return pairs(rows);
+        for_rows(num_rows, [&](int i) { kernels_.quantize_row(bytes_.row(i), rows.row(i), panels.depth); });
+        return bytes();
+    }
+
+    static Rows pairs(const Table<bf16>& rows) { return {reinterpret_cast<const uint32_t*>(rows.row(0)), rows.stride() / 2}; }
+    Rows bytes() const { return {bytes_.row(0), bytes_.stride()}; }
 
     void place(const Step& step, const Layer& layer, size_t i) {
         const HeadShape heads{shape_.num_heads, shape_.num_kv_heads, shape_.head_dim, shape_.interleaved,
@@ -297,11 +336,11 @@ private:
     }
 
     // Tasks are a panel with a block of rows; those of one panel follow each other.
-    void multiply(const Panels& panels, const Table<bf16>& rows, int num_rows, const Finish& finish) {
+    void multiply(const Panels& panels, const Rows& rows, int num_rows, const Finish& finish) {
         const int num_blocks = (num_rows + kRowBlock - 1) / kRowBlock, num_tasks = panels.num_panels * num_blocks;
         team_.each(num_tasks, [&](int task, int next) {
             const int block = task % num_blocks;
-            const Factor factor{rows.row(0), rows.stride(), static_cast<int>(int64_t{num_rows} * block / num_blocks),
+            const Factor factor{rows, static_cast<int>(int64_t{num_rows} * block / num_blocks),
                                 static_cast<int>(int64_t{num_rows} * (block + 1) / num_blocks)};
             kernels_.multiply(panels, factor, task / num_blocks, next < 0 ? -1 : next / num_blocks, finish);
         });
@@ -324,6 +363,7 @@ private:
     Table<bf16> normed_;
     Table<float> heads_;
     Table<bf16> q_, seen_, sampled_seen_, gated_;
+    Table<uint32_t> bytes_;  // what goes into a product with int8 or int4
     Memory<float> scratch_;
     int64_t scratch_stride_ = 0;
     std::vector<std::unique_ptr<Plan>> plans_;

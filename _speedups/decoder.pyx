@@ -2,7 +2,7 @@
 # distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi -pthread
 # distutils: extra_link_args = -pthread
 # distutils: libraries = dl
-# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
+# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/quantize.h _speedups/byte_tile.h _speedups/tiles.h _speedups/unit_tile.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
 # cython: language_level = 3, boundscheck = False, wraparound = False, auto_pickle = False, autotestdict = False
 """A step of a whole decoder on the CPU as one call; ``decoder.h`` says how.
 
@@ -20,7 +20,15 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         portable
         avx2
         avx512
+        avx512_vnni
         avx512_bf16
+        amx
+        amx_emulated
+
+    cdef enum class CFormat "trioserve::Format"(int):
+        bf16
+        int8
+        int4
 
     cdef enum class CActivation "trioserve::Activation"(int):
         silu
@@ -33,7 +41,7 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
     cppclass Panels:
         pass
 
-    struct Rows:
+    struct Weights:
         const bf16** pieces
         int64_t* num_rows
         int depth
@@ -41,7 +49,7 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
     cppclass Floats "trioserve::Memory<float>":
         pass
 
-    int MAX_PIECES "trioserve::Rows::kMaxPieces"
+    int MAX_PIECES "trioserve::Weights::kMaxPieces"
 
     struct DecoderShape:
         int num_layers
@@ -97,7 +105,8 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         Panels& head()
         Floats& final_norm()
         int num_threads()
-        void pack(Panels&, const Rows& weights, int num_columns, bint gated) except +
+        size_t num_bytes()
+        void pack(Panels&, const Weights&, int num_columns, bint gated, CFormat) except +
         void copy(Floats& to, const float* numbers, int size) except +
         void copy_gated(Floats& to, const float* numbers) except +
         const char* fault_of(const Step&)
@@ -107,36 +116,43 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
     bint has_isa(Isa isa)
 
 
+cdef str _EMULATED = "amx_emulated"
 cdef dict _ISAS = {
-    "portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512, "avx512_bf16": Isa.avx512_bf16
+    "portable": Isa.portable, "avx2": Isa.avx2, "avx512": Isa.avx512,
+    "avx512_vnni": Isa.avx512_vnni, "avx512_bf16": Isa.avx512_bf16, "amx": Isa.amx, _EMULATED: Isa.amx_emulated,
 }
+cdef dict _FORMATS = {"bf16": CFormat.bf16, "int8": CFormat.int8, "int4": CFormat.int4}
 cdef dict _ACTIVATIONS = {
     "silu": CActivation.silu, "gelu": CActivation.gelu, "gelu_tanh": CActivation.gelu_tanh
 }
 
 
 def available_isas():
-    """Names of the instruction sets that this processor has kernels for, the best one last."""
-    return tuple(name for name, isa in _ISAS.items() if has_isa(<Isa><int>isa))
+    """Names of the instruction sets that this processor has kernels for, the best one last.
+
+    Where it has AVX-512, "amx_emulated" will do as well: the kernels of "amx" with the matrix unit in plain C++, for tests.
+    """
+    return tuple(name for name, isa in _ISAS.items() if name != _EMULATED and has_isa(<Isa><int>isa))
 
 
 cdef struct Matrix:     # that is to be packed
     Panels* panels
-    Rows rows
+    Weights weights
     int num_columns
     bint gated
+    CFormat format
 
 
-cdef Rows _rows(pieces, int64_t num_rows, int depth) except *:
+cdef Weights _weights(pieces, int64_t num_rows, int depth) except *:
     """A matrix of so many rows from the addresses of its pieces and how many each has."""
-    cdef Rows rows
+    cdef Weights weights
     cdef int i
     assert len(pieces) <= MAX_PIECES, f"{len(pieces)} pieces"
     assert sum(count for _, count in pieces) == num_rows, f"not {num_rows} rows"
     for i, (address, count) in enumerate(pieces):
-        rows.pieces[i], rows.num_rows[i] = <const bf16*><uintptr_t>address, count
-    rows.depth = depth
-    return rows
+        weights.pieces[i], weights.num_rows[i] = <const bf16*><uintptr_t>address, count
+    weights.depth = depth
+    return weights
 
 
 @cython.final
@@ -167,22 +183,28 @@ cdef class Decoder:
         """How many threads run a step, the caller's included."""
         return self._decoder.get().num_threads()
 
-    def set_layer(self, int layer, *, qkv_proj, o_proj, gate_up_proj, down_proj, int sliding_window):
-        """Take the matrices of a layer, each in pieces, (address, number of rows); ``pack`` reads them."""
+    @property
+    def num_bytes(self):
+        """Memory of all matrices packed so far."""
+        return self._decoder.get().num_bytes()
+
+    def set_layer(self, int layer, *, qkv_proj, o_proj, gate_up_proj, down_proj, formats, int sliding_window):
+        """Take the matrices of a layer, each in pieces, (address, number of rows), and the format that each is to have;
+        ``pack`` reads them."""
         cdef CDecoder* decoder = self._decoder.get()
         cdef Layer* to = &decoder.layer(layer)
         cdef DecoderShape* shape = &self._shape
         cdef int head_size = shape.num_heads * shape.head_dim
         cdef int qkv_size = head_size + 2 * shape.num_kv_heads * shape.head_dim
-        cdef Rows qkv = _rows(qkv_proj, qkv_size, shape.hidden_size)
-        cdef Rows o = _rows(o_proj, shape.hidden_size, head_size)
-        cdef Rows gate_up = _rows(gate_up_proj, 2 * shape.intermediate_size, shape.hidden_size)
-        cdef Rows down = _rows(down_proj, shape.hidden_size, shape.intermediate_size)
+        cdef Weights qkv = _weights(qkv_proj, qkv_size, shape.hidden_size)
+        cdef Weights o = _weights(o_proj, shape.hidden_size, head_size)
+        cdef Weights gate_up = _weights(gate_up_proj, 2 * shape.intermediate_size, shape.hidden_size)
+        cdef Weights down = _weights(down_proj, shape.hidden_size, shape.intermediate_size)
         to.sliding_window = sliding_window
-        self._taken.push_back(Matrix(&to.qkv, qkv, qkv_size, False))
-        self._taken.push_back(Matrix(&to.o, o, shape.hidden_size, False))
-        self._taken.push_back(Matrix(&to.gate_up, gate_up, shape.intermediate_size, True))
-        self._taken.push_back(Matrix(&to.down, down, shape.hidden_size, False))
+        self._take(to.qkv, qkv, qkv_size, False, formats["qkv_proj"])
+        self._take(to.o, o, shape.hidden_size, False, formats["o_proj"])
+        self._take(to.gate_up, gate_up, shape.intermediate_size, True, formats["gate_up_proj"])
+        self._take(to.down, down, shape.hidden_size, False, formats["down_proj"])
 
     def set_norms(
         self, int layer, *, uintptr_t input_layernorm, uintptr_t post_attention_layernorm, uintptr_t q_norm,
@@ -213,12 +235,12 @@ cdef class Decoder:
         if down_proj:
             decoder.copy(to.down_bias, <const float*>down_proj, self._shape.hidden_size)
 
-    def set_head(self, *, uintptr_t norm, lm_head):
+    def set_head(self, *, uintptr_t norm, lm_head, str head_format):
         """Copy the last norm, float32, and take the head, bfloat16, in pieces as those of a layer."""
         cdef CDecoder* decoder = self._decoder.get()
-        cdef Rows rows = _rows(lm_head, self._shape.vocab_size, self._shape.hidden_size)
+        cdef Weights weights = _weights(lm_head, self._shape.vocab_size, self._shape.hidden_size)
         decoder.copy(decoder.final_norm(), <const float*>norm, self._shape.hidden_size)
-        self._taken.push_back(Matrix(&decoder.head(), rows, self._shape.vocab_size, False))
+        self._take(decoder.head(), weights, self._shape.vocab_size, False, head_format)
 
     def pack(self):
         """Pack all matrices taken since the last time, as one call without the interpreter's lock; they are not needed
@@ -228,9 +250,13 @@ cdef class Decoder:
         with nogil:
             for i in range(self._taken.size()):
                 decoder.pack(
-                    self._taken[i].panels[0], self._taken[i].rows, self._taken[i].num_columns, self._taken[i].gated
+                    self._taken[i].panels[0], self._taken[i].weights, self._taken[i].num_columns, self._taken[i].gated,
+                    self._taken[i].format
                 )
         self._taken.clear()
+
+    cdef _take(self, Panels& panels, Weights weights, int num_columns, bint gated, str format):
+        self._taken.push_back(Matrix(&panels, weights, num_columns, gated, <CFormat><int>_FORMATS[format]))
 
     def forward(
         self, uintptr_t hidden, *, uintptr_t token_ids, uintptr_t positions, uintptr_t slot_mapping,

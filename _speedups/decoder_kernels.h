@@ -10,6 +10,7 @@
 
 #include "isa.h"
 #include "panels.h"
+#include "tiles.h"
 
 namespace trioserve {
 
@@ -23,21 +24,20 @@ struct HeadShape {
 };
 
 #define TRIOSERVE_BF16_DOT 0
+#define TRIOSERVE_BYTE_DOT 0
+#define TRIOSERVE_TILES 0
 #if defined(__x86_64__)
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
-#define TRIOSERVE_LANES 16
-#undef TRIOSERVE_BF16_DOT
-#define TRIOSERVE_BF16_DOT 1
-namespace step_avx512_bf16 {
+#pragma GCC target("avx2,fma")
+#define TRIOSERVE_LANES 8
+namespace step_avx2 {
 #include "simd.h"
 #include "dot_tile.h"
+#include "byte_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
-}  // namespace step_avx512_bf16
+}  // namespace step_avx2
 #undef TRIOSERVE_LANES
-#undef TRIOSERVE_BF16_DOT
-#define TRIOSERVE_BF16_DOT 0
 #pragma GCC pop_options
 
 #pragma GCC push_options
@@ -46,53 +46,119 @@ namespace step_avx512_bf16 {
 namespace step_avx512 {
 #include "simd.h"
 #include "dot_tile.h"
+#include "byte_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
 }  // namespace step_avx512
 #undef TRIOSERVE_LANES
 #pragma GCC pop_options
 
+#undef TRIOSERVE_BYTE_DOT
+#define TRIOSERVE_BYTE_DOT 1
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#define TRIOSERVE_LANES 8
-namespace step_avx2 {
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
+#define TRIOSERVE_LANES 16
+namespace step_avx512_vnni {
 #include "simd.h"
 #include "dot_tile.h"
+#include "byte_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
-}  // namespace step_avx2
+}  // namespace step_avx512_vnni
 #undef TRIOSERVE_LANES
 #pragma GCC pop_options
+
+#undef TRIOSERVE_BF16_DOT
+#define TRIOSERVE_BF16_DOT 1
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma")
+#define TRIOSERVE_LANES 16
+namespace step_avx512_bf16 {
+#include "simd.h"
+#include "dot_tile.h"
+#include "byte_tile.h"
+#include "panels_kernel.h"
+#include "rows_kernel.h"
+}  // namespace step_avx512_bf16
+#undef TRIOSERVE_LANES
+#pragma GCC pop_options
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 1
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,amx-tile,amx-bf16,amx-int8")
+#define TRIOSERVE_LANES 16
+namespace step_amx {
+#include "simd.h"
+#include "dot_tile.h"
+#include "byte_tile.h"
+#include "unit_tile.h"
+#include "panels_kernel.h"
+#include "rows_kernel.h"
+}  // namespace step_amx
+#undef TRIOSERVE_LANES
+#pragma GCC pop_options
+
+#undef TRIOSERVE_BF16_DOT
+#undef TRIOSERVE_BYTE_DOT
+#define TRIOSERVE_BF16_DOT 0
+#define TRIOSERVE_BYTE_DOT 0
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 2
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define TRIOSERVE_LANES 16
+namespace step_amx_emulated {
+#include "simd.h"
+#include "dot_tile.h"
+#include "byte_tile.h"
+#include "unit_tile.h"
+#include "panels_kernel.h"
+#include "rows_kernel.h"
+}  // namespace step_amx_emulated
+#undef TRIOSERVE_LANES
+#pragma GCC pop_options
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 0
 #endif
 
 #define TRIOSERVE_LANES 4
 namespace step_portable {
 #include "simd.h"
 #include "dot_tile.h"
+#include "byte_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
 }  // namespace step_portable
 #undef TRIOSERVE_LANES
 #undef TRIOSERVE_BF16_DOT
+#undef TRIOSERVE_BYTE_DOT
+#undef TRIOSERVE_TILES
 
 struct Kernels {
     int lanes;
-    void (*pack_panel)(const Panels&, const Rows& weights, int panel);
+    void (*pack_panel)(const Panels&, const Weights& weights, int panel);
     void (*unpack_column)(float* out, const Panels&, int column);
     void (*multiply)(const Panels&, const Factor&, int panel, int next_panel, const Finish&);
+    void (*leave)();  // each thread calls it after its last product of a step
+    void (*quantize_row)(uint32_t* out, const bf16* x, int size);
     void (*embed_row)(float* out, const bf16* weights, int size);
     void (*norm_row)(bf16* out, const float* x, const float* weights, int size, float eps);
+    void (*norm_bytes)(uint32_t* out, const float* x, const float* weights, int size, float eps);
     void (*place_row)(bf16* q, bf16* k, bf16* v, int64_t head_stride, float* heads, const float* turns, const HeadShape&);
 };
 
-#define TRIOSERVE_KERNELS(set) \
-    Kernels {                                                                                                \
-        set::kLanes, set::pack_panel, set::unpack_column, set::multiply, set::embed_row, set::norm_row, set::place_row \
+#define TRIOSERVE_KERNELS(set)                                                                                  \
+    Kernels {                                                                                                   \
+        set::kLanes, set::pack_panel, set::unpack_column, set::multiply, set::leave, set::quantize_row, set::embed_row,     \
+            set::norm_row, set::norm_bytes, set::place_row                                                      \
     }
 
 inline Kernels kernels_of(Isa isa) {
 #if defined(__x86_64__)
+    if (isa == Isa::amx) return TRIOSERVE_KERNELS(step_amx);
+    if (isa == Isa::amx_emulated) return TRIOSERVE_KERNELS(step_amx_emulated);
     if (isa == Isa::avx512_bf16) return TRIOSERVE_KERNELS(step_avx512_bf16);
+    if (isa == Isa::avx512_vnni) return TRIOSERVE_KERNELS(step_avx512_vnni);
     if (isa == Isa::avx512) return TRIOSERVE_KERNELS(step_avx512);
     if (isa == Isa::avx2) return TRIOSERVE_KERNELS(step_avx2);
 #endif

@@ -8,7 +8,12 @@
 // of up to 12 rows. Every sum runs through the depth in one order in one register, so a row's result does not depend on
 // how many rows there are or who computes which.
 //
-// A matrix unit (AMX) would be one more `multiply_tile` over panels of its own layout, and a line of `kernels_of` (decoder_kernels.h).
+// Weights in int8 or int4 (quantize.h) lie in panels of the same kind, four or eight of them in a column's 32 bits; what
+// they are multiplied with is int8 too, made of each row anew, and sums are of whole numbers (byte_tile.h).
+//
+// On the matrix unit (AMX) the same panels are read as tiles, up to 32 rows at a time (unit_tile.h); its sums run through
+// the depth in tiles of 32 pairs, each row's in the same order. It has been checked against an emulation of the unit and
+// not been timed.
 //
 // Ladder (Zen 5 with AVX-512 and bf16 dot products, two threads; weights read, GB/s, where reading alone reached 50, in
 // brackets 73; multiplications, G/s, of 512):
@@ -34,16 +39,30 @@ inline int64_t padded(int64_t size) { return (size + kPadding - 1) / kPadding * 
 
 enum class Activation : int { silu = 0, gelu = 1, gelu_tanh = 2 };
 
+enum class Format : int { bf16 = 0, int8 = 1, int4 = 2 };
+
+constexpr int kGroup = 32;       // weights of a column that share a scale in int4
+constexpr int kByteZero = 128;   // the byte that stands for 0 in int8
+
 struct Panels {
-    uint32_t* pairs = nullptr;  // [num_panels][num_pairs][columns of a panel]
-    int num_panels = 0, num_pairs = 0;
+    uint32_t* words = nullptr;  // [num_panels][num_words][columns of a panel]
+    int num_panels = 0, num_words = 0;
     int num_columns = 0, depth = 0;  // num_columns: of gates alone, where it is gated
+    Format format = Format::bf16;
     bool gated = false;  // a panel's first vector is of gate columns, its second of the same up columns
     Memory<uint32_t> memory;
+
+    // The row of the matrix that is a panel's column, -1 where there are no more.
+    //   lanes: columns of a vector
+    int64_t row_of(int panel, int column, int lanes) const {
+        const int at = gated ? panel * lanes + column % lanes : panel * 2 * lanes + column;
+        if (at >= num_columns) return -1;
+        return gated && column >= lanes ? int64_t{num_columns} + at : at;
+    }
 };
 
 // A matrix in rows; those of several layers that are multiplied as one may lie apart.
-struct Rows {
+struct Weights {
     static constexpr int kMaxPieces = 3;
 
     const bf16* pieces[kMaxPieces] = {};
@@ -57,6 +76,25 @@ struct Rows {
     }
 };
 
+// Words of a column in a panel: pairs; or bytes, and a scale; or for each group a scale and a least number, and nibbles.
+inline int words_of(Format format, int depth) {
+    const int size = static_cast<int>(padded(depth));
+    if (format == Format::bf16) return size / 2;
+    return format == Format::int8 ? size / 4 + 1 : size / kGroup * (1 + kGroup / 8);
+}
+
+// What stands behind the numbers of a row of int8, and before the sums of each group, float.
+struct RowTail {
+    float scale;
+    int32_t sum;
+};
+
+// Words of a row of int8 with all that is behind it, whole cache lines.
+inline int64_t row_words(int depth) {
+    const int64_t tail = static_cast<int64_t>(sizeof(RowTail)) / 4 + padded(depth) / kGroup;
+    return (padded(depth) / 4 + tail + 15) / 16 * 16;
+}
+
 // What becomes of the sums of a product.
 struct Finish {
     enum Kind { floats, residual, gated } kind;
@@ -67,10 +105,15 @@ struct Finish {
     Activation activation;
 };
 
+// Rows as a product takes them: of pairs of bf16, or of int8 with a RowTail.
+struct Rows {
+    const uint32_t* words;
+    int64_t stride;
+};
+
 // A block of rows of one product.
 struct Factor {
-    const bf16* rows;
-    int64_t stride;
+    Rows rows;
     int first, end;
 };
 

@@ -1,5 +1,5 @@
 // panels_kernel.h: one panel of a matrix product; included once per instruction set, within its namespace, after
-// dot_tile.h (see isa.h).
+// dot_tile.h, byte_tile.h and, where there is a matrix unit, unit_tile.h (see isa.h).
 
 constexpr int kFetchedRows = 3;  // of fewer the processor itself sees the stream soon enough
 constexpr int64_t kAheadBytes = 8192;
@@ -41,16 +41,44 @@ INLINE void finish_row(const float* sums, int row, int panel, const Finish& fini
     for (int i = 0; i < room; ++i) out[i] = i < kLanes ? left[i] : right[i - kLanes];
 }
 
+// Rows that share a pass over a panel, at most.
+#if TRIOSERVE_TILES
+constexpr int kMostRows = kUnitRows;
+INLINE int tile_rows(const Panels& panels) { return takes_unit(panels) ? kUnitRows : kTile; }
+inline void leave() { release_tiles(); }
+#else
+constexpr int kMostRows = kTile;
+INLINE int tile_rows(const Panels&) { return kTile; }
+inline void leave() {}
+#endif
+
+// Sums of up to tile_rows(panels) rows with one panel.
+//   ahead: what to fetch meanwhile, `lines` cache lines in every step
+INLINE void multiply_tile_of(const Panels& panels, int count, float* sums, const uint32_t* a, int64_t stride,
+                             const uint32_t* panel, const char* ahead, int lines) {
+#if TRIOSERVE_TILES
+    if (takes_unit(panels)) return unit_rows(panels, count, sums, a, stride, panel, ahead, lines);
+#endif
+    using Tiles = std::make_integer_sequence<int, kTile>;
+    if (panels.format == Format::bf16)
+        multiply_rows(count, sums, kPanel, a, stride, panel, panels.num_words, ahead, lines, Tiles{});
+    else if (panels.format == Format::int8)
+        byte_rows(count, sums, a, stride, panel, panels.num_words - 1, ahead, lines, Tiles{});
+    else
+        nibble_rows(count, sums, a, stride, panel, panels.num_words / kGroupWords, ahead, lines, Tiles{});
+}
+
 // A block of rows with one panel. `next` is the panel that this thread will turn to next, which it fetches meanwhile;
 // -1: none.
 inline void multiply(const Panels& panels, const Factor& factor, int panel, int next, const Finish& finish) {
-    constexpr int all_lines = kUnroll * kPanel * 4 / 64;  // of a panel, passed in kUnroll pairs
-    const int64_t size = static_cast<int64_t>(panels.num_pairs) * kPanel;
-    const uint32_t* from = panels.pairs + panel * size;
-    const int num_rows = factor.end - factor.first, num_tiles = (num_rows + kTile - 1) / kTile;
+    const int step_words = panels.format == Format::int4 ? kGroupWords : kUnroll;
+    const int all_lines = step_words * kPanel * 4 / 64;  // of a panel, passed in one step
+    const int64_t size = static_cast<int64_t>(panels.num_words) * kPanel;
+    const uint32_t* from = panels.words + panel * size;
+    const int num_rows = factor.end - factor.first, most = tile_rows(panels), num_tiles = (num_rows + most - 1) / most;
     const bool is_small = size * 4 <= kFetchedBytes;
     const int share = num_tiles < all_lines ? (all_lines + num_tiles - 1) / num_tiles : 1;
-    alignas(64) float sums[kTile * kPanel];
+    alignas(64) float sums[kMostRows * kPanel];
     for (int tile = 0; tile < num_tiles; ++tile) {
         const int first = factor.first + num_rows * tile / num_tiles;
         const int count = factor.first + num_rows * (tile + 1) / num_tiles - first;
@@ -60,24 +88,40 @@ inline void multiply(const Panels& panels, const Factor& factor, int panel, int 
             ahead += kAheadBytes;
             lines = tile == 0 && num_rows >= kFetchedRows ? all_lines : 0;
         } else if (next >= 0 && next != panel && tile * share < all_lines) {
-            ahead = reinterpret_cast<const char*>(panels.pairs + next * size) + size * 4 * tile * share / all_lines;
+            ahead = reinterpret_cast<const char*>(panels.words + next * size) + size * 4 * tile * share / all_lines;
             lines = share;
         }
-        const uint32_t* a = reinterpret_cast<const uint32_t*>(factor.rows + first * factor.stride);
-        multiply_rows(count, sums, kPanel, a, factor.stride / 2, from, panels.num_pairs, ahead, lines,
-                      std::make_integer_sequence<int, kTile>{});
+        multiply_tile_of(panels, count, sums, factor.rows.words + first * factor.rows.stride, factor.rows.stride, from,
+                         ahead, lines);
         for (int row = 0; row < count; ++row) finish_row(sums + row * kPanel, first + row, panel, finish);
     }
 }
 
-// A column as it was in its row, for a matrix that is the embedding as well.
+// One number of a column.
+//   from: the column's first word in its panel
+INLINE float number_of(const Panels& panels, const uint32_t* from, int i) {
+    float number;
+    if (panels.format == Format::bf16) {
+        const uint32_t pair = from[i / 2 * kPanel], bits = i % 2 != 0 ? pair & 0xffff0000u : pair << 16;
+        __builtin_memcpy(&number, &bits, 4);
+        return number;
+    }
+    if (panels.format == Format::int8) {
+        __builtin_memcpy(&number, from + (panels.num_words - 1) * kPanel, 4);
+        return number * static_cast<float>(static_cast<int>(from[i / 4 * kPanel] >> i % 4 * 8 & 0xff) - kByteZero);
+    }
+    const uint32_t* group = from + i / kGroup * kGroupWords * kPanel;
+    const uint32_t word = group[(1 + i % kGroup / 8) * kPanel], bits[2] = {*group << 16, *group & 0xffff0000u};
+    float grid[2];
+    __builtin_memcpy(grid, bits, 8);
+    return grid[0] * static_cast<float>(word >> (i % 4 * 8 + i % 8 / 4 * 4) & 15) + grid[1];
+}
+
+// A column as it was in its row, or near it, for a matrix that is the embedding as well.
 //   out [depth]
 inline void unpack_column(float* out, const Panels& panels, int column) {
-    const uint32_t* from = panels.pairs + static_cast<int64_t>(column / kPanel) * panels.num_pairs * kPanel + column % kPanel;
-    for (int i = 0; i < panels.depth; ++i) {
-        const uint32_t pair = from[i / 2 * kPanel], bits = i % 2 != 0 ? pair & 0xffff0000u : pair << 16;
-        __builtin_memcpy(out + i, &bits, 4);
-    }
+    const uint32_t* from = panels.words + static_cast<int64_t>(column / kPanel) * panels.num_words * kPanel + column % kPanel;
+    for (int i = 0; i < panels.depth; ++i) out[i] = number_of(panels, from, i);
 }
 
 // Fills one column of a panel from a row of a matrix.
@@ -90,14 +134,13 @@ INLINE void pack_column(uint32_t* to, const bf16* from, int begin, int end) {
 
 // Fills one panel from a matrix in rows; where there are no more of them it stays 0.
 //   weights [num_columns][depth], for gated ones twice as many rows, gates first
-inline void pack_panel(const Panels& panels, const Rows& weights, int panel) {
+inline void pack_panel(const Panels& panels, const Weights& weights, int panel) {
     constexpr int run = 32;  // elements of a row at a time: a cache line to read, and what is written stays in the cache
-    uint32_t* to = panels.pairs + static_cast<int64_t>(panel) * panels.num_pairs * kPanel;
+    uint32_t* to = panels.words + static_cast<int64_t>(panel) * panels.num_words * kPanel;
     const bf16* rows[kPanel];
     for (int column = 0; column < kPanel; ++column) {
-        const int64_t at = panels.gated ? panel * kLanes + column % kLanes : panel * kPanel + column;
-        const int64_t row = panels.gated && column >= kLanes ? panels.num_columns + at : at;
-        rows[column] = at < panels.num_columns ? weights.row(row) : nullptr;
+        const int64_t row = panels.row_of(panel, column, kLanes);
+        rows[column] = row >= 0 ? weights.row(row) : nullptr;
     }
     for (int begin = 0; begin < panels.depth; begin += run) {
         const int end = begin + run < panels.depth ? begin + run : panels.depth;

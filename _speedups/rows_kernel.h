@@ -27,6 +27,80 @@ inline void norm_row(bf16* out, const float* x, const float* weights, int size, 
     for (int i = 0; i < size; i += kLanes) store(out + i, load(x + i) * scale * load(weights + i));
 }
 
+typedef int8_t vb __attribute__((vector_size(TRIOSERVE_LANES)));
+typedef int8_t vb_anywhere __attribute__((vector_size(TRIOSERVE_LANES), aligned(1), may_alias));
+
+// The nearest whole numbers, even ones where two are as near.
+#if TRIOSERVE_LANES == 16
+INLINE vi nearest(vf x) { return reinterpret_cast<vi>(_mm512_maskz_cvtps_epi32(0xffff, reinterpret_cast<__m512>(x))); }
+#elif TRIOSERVE_LANES == 8
+INLINE vi nearest(vf x) { return reinterpret_cast<vi>(_mm256_cvtps_epi32(reinterpret_cast<__m256>(x))); }
+#else
+INLINE vi nearest(vf x) {
+    const vf shift = splat(12582912.0f);  // 1.5 * 2^23
+    return reinterpret_cast<vi>(x + shift) - reinterpret_cast<vi>(shift);
+}
+#endif
+
+// The largest magnitude, or what is no number if there is such a one.
+struct Most {
+    vi bits = {};
+    void take(vf x) {
+        const vi other = reinterpret_cast<vi>(x) & 0x7fffffff;
+        bits = bits > other ? bits : other;
+    }
+    float value() const {
+        int most = bits[0];
+        for (int i = 1; i < kLanes; ++i) most = bits[i] > most ? bits[i] : most;
+        float value;
+        __builtin_memcpy(&value, &most, 4);
+        return value;
+    }
+};
+
+// Writes a row of int8 and what is behind it (panels.h).
+//   numbers(i): the kLanes numbers from the i-th, 0 where the row has no more   most: the largest magnitude of them
+template <typename Numbers>
+INLINE void put_bytes(uint32_t* out, int size, float most, const Numbers& numbers) {
+    const int padded_size = static_cast<int>(padded(size));
+    const bool is_zero = most < 1e-30f;  // too small to be counted with
+    const float steps = is_zero ? 0.0f : 127.0f / most;
+    int8_t* to = reinterpret_cast<int8_t*>(out);
+    uint32_t* tail = out + padded_size / 4;
+    float* group_sums = reinterpret_cast<float*>(tail) + sizeof(RowTail) / 4;
+    int sum = 0;
+    for (int first = 0; first < padded_size; first += kGroup) {
+        vi sums = {};
+        for (int i = first; i < first + kGroup; i += kLanes) {
+            const vb bytes = __builtin_convertvector(nearest(numbers(i) * steps), vb);
+            *reinterpret_cast<vb_anywhere*>(to + i) = bytes;
+            sums += __builtin_convertvector(bytes, vi);
+        }
+        int group_sum = sums[0];
+        for (int i = 1; i < kLanes; ++i) group_sum += sums[i];
+        *group_sums++ = static_cast<float>(group_sum);
+        sum += group_sum;
+    }
+    *reinterpret_cast<RowTail*>(tail) = RowTail{is_zero ? 0.0f : most / 127.0f, sum};
+}
+
+// A row in int8. One with a number that is not finite has a scale that is not.
+//   out [row_words(size)]   x [size], padded
+inline void quantize_row(uint32_t* out, const bf16* x, int size) {
+    Most most;
+    for (int i = 0; i < size; i += kLanes) most.take(load(x + i));
+    put_bytes(out, size, most.value(), [x](int i) { return load(x + i); });
+}
+
+// The same of norm_row's numbers, before they are rounded to bf16.
+inline void norm_bytes(uint32_t* out, const float* x, const float* weights, int size, float eps) {
+    const float scale = norm_scale(x, size, eps);
+    const auto numbers = [=](int i) { return load(x + i) * scale * load(weights + i); };
+    Most most;
+    for (int i = 0; i < size; i += kLanes) most.take(numbers(i));
+    put_bytes(out, size, most.value(), numbers);
+}
+
 // Rotates a head in place.
 //   x [2 * half]   turns [2][half], cosines and sines
 INLINE void turn(float* x, const float* turns, int half, bool interleaved) {

@@ -96,7 +96,7 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
     **_flags("engine_worker_queue_port cache_queue_port", _NO_PORT, any_value=True),
     **_flags("controller_port", "there is no controller here", "-1"),
     # weights and KV cache
-    **_flags("quantization quantization_param_path", _AS_STORED),
+    **_flags("quantization_param_path", _AS_STORED),
     **_flags("kv_cache_dtype", _AS_STORED, "auto"),
     **_flags("quant_policy", _AS_STORED, "0"),
     **_flags("model_format", _AS_STORED, "hf"),

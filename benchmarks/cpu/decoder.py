@@ -1,10 +1,12 @@
-"""A step of the native decoder against the same step of torch's layers with our kernels, alternating.
+"""A step of the native decoder, in bf16, int8 and int4, against the same step of torch's layers with our kernels.
 
-    python -m benchmarks.cpu.decoder [--shapes S M builtin] [--threads N] [--rounds 15] [--isa avx2] [--json FILE]
+    python -m benchmarks.cpu.decoder [--shapes S M builtin] [--models torch bf16 int8 int4] [--threads N] [--rounds 15]
+        [--isa avx2] [--json FILE]
 
 Weights are random. S has the shape of SmolLM2-135M, M that of Qwen2.5-0.5B. A decode step has as many sequences as it
 says, each with 128 tokens in its cache, and ends with the logits of all; a prefill is one prompt and the logits after
-it. The share is that of the machine's reading bandwidth, measured here, which weights and keys read once would fill.
+it. The models take turns; ratios are to the first of them. The share is that of the machine's reading bandwidth,
+measured here, which weights and keys read once would fill.
 """
 
 import argparse
@@ -23,8 +25,12 @@ from trioserve.model.batch import ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig, decoder_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights
-from trioserve.model.native import ISA, Crew
+from trioserve.model.native import ISA, Crew, Quantization, head_format, layer_formats
 
+BITS: Final = {"bf16": 16, "int8": 8, "int4": 5}
+"""Of a weight, scales of groups included."""
+ERRORS: Final = {"torch": 0.05, "bf16": 0.05, "int8": 0.2, "int4": 0.6}
+"""Each model, and by how much of their size its logits may differ from the first one's."""
 BLOCK_SIZE: Final = 16
 CONTEXT: Final = 128
 _COMMON: Final = {"tie_word_embeddings": True, "max_position_embeddings": 2048, "torch_dtype": "bfloat16"}
@@ -79,16 +85,17 @@ CELLS: Final = (
 
 
 class Measured(NamedTuple):
-    """Seconds of a step, medians."""
+    """A step on one of the models."""
 
-    torch_s: float
-    native_s: float
+    seconds: float
+    """Median."""
     least_bytes: float
-    """What the step must read."""
+    """What it must read."""
 
-    @property
-    def ratio(self) -> float:
-        return self.torch_s / self.native_s
+
+def make_config(shape: str) -> DecoderConfig:
+    """The decoder of one of SHAPES."""
+    return decoder_config({**_COMMON, **SHAPES[shape]})
 
 
 def make_batch(cell: Cell, vocab_size: int) -> ForwardBatch:
@@ -137,58 +144,81 @@ def read_bandwidth() -> float:
     return best
 
 
-def least_bytes(config: DecoderConfig, cell: Cell) -> float:
+def least_bytes(config: DecoderConfig, cell: Cell, quantization: Quantization) -> float:
     """What a step must read: every weight once, and the keys and values of every sequence."""
-    head_size = config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads)
-    layer = config.hidden_size * (head_size + 3 * config.intermediate_size)
-    weights = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
     keys = 2 * config.num_hidden_layers * config.num_kv_heads * config.head_dim * cell.seq_len * cell.num_seqs
-    return 2.0 * (weights + keys)
+    bits = BITS[head_format(quantization)] * config.vocab_size * config.hidden_size
+    for layer in range(config.num_hidden_layers):
+        formats = layer_formats(quantization, layer, config.num_hidden_layers)
+        bits += sum(BITS[formats[name]] * count for name, count in layer_sizes(config).items())
+    return bits / 8 + 2 * keys
 
 
-def compare(config: DecoderConfig, cell: Cell, models: tuple[Decoder, Decoder], rounds: int) -> Measured:
-    """Run both in turn and take medians.
+def layer_sizes(config: DecoderConfig) -> dict[str, int]:
+    """How many weights each matrix of a layer has."""
+    size, heads = config.hidden_size, config.num_heads * config.head_dim
+    return {
+        "qkv_proj": size * (heads + 2 * config.num_kv_heads * config.head_dim),
+        "o_proj": size * heads,
+        "gate_up_proj": 2 * size * config.intermediate_size,
+        "down_proj": size * config.intermediate_size,
+    }
+
+
+def compare(
+    config: DecoderConfig, cell: Cell, models: dict[str, Decoder], rounds: int
+) -> dict[str, Measured]:
+    """Run all in turn and take medians.
 
     Raises:
-        SystemExit: Their logits differ by more than rounding explains.
+        SystemExit: The logits of one differ from torch's, or else the first one's, by more than its format explains.
     """
     caches, batch = make_caches(config), make_batch(cell, config.vocab_size)
-    steps = [make_step(model, caches, batch) for model in models]
-    expected, found = (step().float() for step in steps)
-    error = ((found - expected).square().mean() / expected.square().mean()).sqrt()
-    if not error < 0.05:
-        raise SystemExit(f"{cell.name}: the logits differ by {error:.3f} of their size")
-    seconds: tuple[list[float], list[float]] = ([], [])
+    steps = {name: make_step(model, caches, batch) for name, model in models.items()}
+    logits = {name: step().float() for name, step in steps.items()}
+    expected = next(iter(logits.values()))
+    for name, found in logits.items():
+        error = ((found - expected).square().mean() / expected.square().mean()).sqrt()
+        if not error < ERRORS[name]:
+            raise SystemExit(f"{cell.name}: the logits of {name} differ by {error:.3f} of their size")
+    spent: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
-        for step, spent in zip(steps, seconds, strict=True):
-            step()  # the other one's weights fill the caches
+        for name, step in steps.items():
+            step()  # the others' weights fill the caches
             began = time.perf_counter()
             step()
-            spent.append(time.perf_counter() - began)
-    torch_s, native_s = (statistics.median(spent) for spent in seconds)
-    return Measured(torch_s, native_s, least_bytes(config, cell))
+            spent[name].append(time.perf_counter() - began)
+    return {
+        name: Measured(statistics.median(seconds), least_bytes(config, cell, quantization_of(name)))
+        for name, seconds in spent.items()
+    }
 
 
-def make_models(config: DecoderConfig, num_threads: int, isa: str) -> tuple[Decoder, Decoder]:
-    """The same weights on torch's layers and native."""
-    models = []
-    for crew in (None, Crew(num_threads, isa=isa)):
-        model = Decoder(config, torch.bfloat16, num_positions=2048)
-        dummy_weights(model, seed=0)
-        model.pack(crew)
-        models.append(model)
-    return models[0], models[1]
+def quantization_of(name: str) -> Quantization:
+    return "int8" if name == "int8" else "int4" if name == "int4" else "none"
 
 
-def show(found: dict[tuple[str, str], Measured], bandwidth: float, title: str) -> None:
-    table = Table(title=title)
-    for heading in ("shape", "step", "torch, ms", "native, ms", "ratio", "of the bandwidth"):
-        table.add_column(heading, justify="left" if heading in ("shape", "step") else "right")
-    for (shape, step), measured in found.items():
-        share = measured.least_bytes / bandwidth / measured.native_s
-        times = (f"{measured.torch_s * 1e3:.2f}", f"{measured.native_s * 1e3:.2f}")
-        table.add_row(shape, step, *times, f"{measured.ratio:.2f}x", f"{share:.0%}")
-    Console().print(table)
+def make_model(config: DecoderConfig, name: str, crew: Crew) -> Decoder:
+    """The same weights for every name: on torch's layers, native, or native and quantized."""
+    model = Decoder(config, torch.bfloat16, num_positions=2048)
+    dummy_weights(model, seed=0)
+    model.pack(None if name == "torch" else crew, quantization_of(name))
+    return model
+
+
+def show(found: dict[tuple[str, str], dict[str, Measured]], bandwidth: float, title: str) -> None:
+    names = list(next(iter(found.values())))
+    table = Table("shape", "step", title=title)
+    for name in names:
+        table.add_column(f"{name}, ms", justify="right")
+    for heading in (*(f"{names[0]} / {name}" for name in names[1:]), "of the bandwidth"):
+        table.add_column(heading, justify="right")
+    for (shape, step), row in found.items():
+        times = [f"{measured.seconds * 1e3:.2f}" for measured in row.values()]
+        ratios = [f"{row[names[0]].seconds / row[name].seconds:.2f}x" for name in names[1:]]
+        shares = [f"{measured.least_bytes / bandwidth / measured.seconds:.0%}" for measured in row.values()]
+        table.add_row(shape, step, *times, *ratios, " ".join(shares))
+    Console(width=max(120, Console().width)).print(table)
 
 
 @torch.inference_mode()
@@ -197,23 +227,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--models", nargs="+", choices=ERRORS, default=list(ERRORS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=15, help="alternating runs of which the median counts")
     parser.add_argument("--isa", default=ISA)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found: dict[tuple[str, str], Measured] = {}
+    found: dict[tuple[str, str], dict[str, Measured]] = {}
     bandwidth = 0.0
     for shape in options.shapes:
-        config = decoder_config({**_COMMON, **SHAPES[shape]})
-        models = make_models(config, options.threads, options.isa)
+        config = make_config(shape)
+        crew = Crew(options.threads, isa=options.isa)
+        models = {name: make_model(config, name, crew) for name in options.models}
         for cell in CELLS:
             found[shape, cell.name] = compare(config, cell, models, options.rounds)
             bandwidth = max(bandwidth, read_bandwidth())  # more than once: others read as well
     show(found, bandwidth, f"{options.isa}, {options.threads} threads, {bandwidth / 1e9:.0f} GB/s")
     if options.json:
-        numbers = {f"{shape} {step}": measured._asdict() for (shape, step), measured in found.items()}
+        numbers = {
+            f"{shape} {step}": {name: measured._asdict() for name, measured in row.items()}
+            for (shape, step), row in found.items()
+        }
         options.json.write_text(json.dumps({"bandwidth": bandwidth, "steps": numbers}, indent=2) + "\n")
 
 

@@ -1,5 +1,6 @@
 """Flags under the names that users of other servers know, as they reach a real server."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ FLAGS = f"""
 --model builtin --tp 1 --session_len 300 --max_batch_size=9 --max-prefill-token-num 300 --cache-block-seq-len 32
 --num-gpu-blocks-override 77 --served-model-name left right --use-warmup --no-enable-chunked-prefill
 --max-concurrent-requests 2 --kv-cache-ratio 0.75 --seed {SEED} --log-level INFO --disable-log-requests
---enforce-eager --gpu-memory-utilization 0.9 --swap-space 0 --engine-worker-queue-port 8002
+-q int8 --enforce-eager --gpu-memory-utilization 0.9 --swap-space 0 --engine-worker-queue-port 8002
 """.split()
 DRAWN = {"prompt": "Tell me", "max_tokens": 40, "temperature": 1.5}
 
@@ -66,6 +67,23 @@ def test_other_servers_flags_reach_model_and_works(server: Server, client: httpx
     assert "the model takes 300 tokens" in too_long.json()["error"]["message"]
 
 
+def test_quantized_weights_know_what_the_others_know(server: Server, client: httpx.Client) -> None:
+    assert re.search(r"decoder native \w+ int8, \d+ thread", server.log)
+    weights = re.search(r"weights (\d+) MB", server.log)
+    assert weights is not None
+    assert int(weights[1]) < 0.6 * (MODEL_DIR / "model.safetensors").stat().st_size / 1e6
+    asked = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    answer = client.post("/v1/chat/completions", json={"model": "left", **asked})
+    assert answer.json()["choices"][0]["message"]["content"] == "The capital of France is Paris."
+
+
+def test_quantization_that_cannot_be_obeyed_ends_the_start(tmp_path: Path) -> None:
+    command = (*TRIOSERVE, "--quantization", "int4", "--dtype", "float32")
+    with running_server(tmp_path / "log", command=command, wait_ready=False) as server:
+        assert server.wait(60) == 78
+        assert "quantization int4 cannot be obeyed: weights are float32, not bfloat16" in server.log
+
+
 def test_a_prompt_is_answered_in_one_piece(server: Server, client: httpx.Client) -> None:
     assert complete(client, prompt=[5] * 290, max_tokens=2, temperature=0)
     server.wait_idle()
@@ -92,7 +110,7 @@ def test_a_unix_socket_variables_and_the_file_and_the_draws_of_a_seed(
     (tmp_path / "trioserve.toml").write_text(
         f"session_len = 400\nmodel_name = ['third']\nseed = {SEED}\n", encoding="utf-8"
     )
-    settings = {"tp": 1, "max_batch_size": 4, "cache_max_entry_count": 0.01}
+    settings = {"tp": 1, "quantization": "int8", "max_batch_size": 4, "cache_max_entry_count": 0.01}
     with running_server(
         tmp_path / "log",
         command=TRIOSERVE,

@@ -134,7 +134,7 @@ def test_progress_of_borrowed_weights_is_told_as_they_are_packed(
     load_weights(model, folder, lambda *bytes_: loaded.append(bytes_), may_borrow=True)
     assert all(count < total / 2 for count, total in loaded)
     packed: list[tuple[int, int]] = []
-    model.pack(Crew(1), lambda *bytes_: packed.append(bytes_))
+    model.pack(Crew(1), progress=lambda *bytes_: packed.append(bytes_))
     assert packed == sorted(packed)
     assert len(packed) >= 3
     assert packed[-1][0] == packed[-1][1] > 50_000

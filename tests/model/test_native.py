@@ -21,14 +21,14 @@ from trioserve.model.batch import LayerCache
 from trioserve.model.config import DecoderConfig, read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import load_weights
-from trioserve.model.native import Crew, Spare
+from trioserve.model.native import QUANTIZATIONS, Crew, Quantization, Spare
 from trioserve.model.rope_config import RopeConfig
 
 TOLERANCE = 0.03
 """Of the root mean square of the logits: what bf16 weights and activations cost."""
 TEXT = prompt_of(75, seed=1)
 BLOCKS = [9, 2, 30, 4, 17]
-ISAS = available_isas()
+ISAS = available_isas() + (("amx_emulated",) if "avx512" in available_isas() else ())
 NATIVE = sorted(set(MODELS) - {"llama-odd-width"})
 
 
@@ -69,11 +69,17 @@ def made(config: DecoderConfig, dtype: torch.dtype, num_positions: int = 2048) -
 
 
 def native_bench(
-    config: DecoderConfig, isa: str = ISAS[-1], num_threads: int = 1, num_blocks: int = 64
+    config: DecoderConfig,
+    isa: str = ISAS[-1],
+    num_threads: int = 1,
+    num_blocks: int = 64,
+    quantization: Quantization = "none",
 ) -> Bench:
     model = made(config, torch.bfloat16)
+    name = isa if quantization == "none" else f"{isa} {quantization}"
     threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
-    assert model.pack(Crew(num_threads, isa=isa, alone_work=0)) == f"native {isa}, {threads}"
+    crew = Crew(num_threads, isa=isa, alone_work=0)
+    assert model.pack(crew, quantization) == f"native {name}, {threads}"
     return Bench(model, num_blocks)
 
 
@@ -164,12 +170,13 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_a_prompt_has_the_same_bits_alone_cut_and_after_a_prefix_hit(
-    changes: dict[str, Any], isa: str
+    changes: dict[str, Any], isa: str, quantization: Quantization
 ) -> None:
-    one = native_bench(config_of(**changes), isa)
+    one = native_bench(config_of(**changes), isa, quantization=quantization)
     text = prompt_of(600, seed=2)
     blocks, others = list(range(38)), list(range(38, 62))
     alone = one.run(Piece(text, 0, 600, blocks))
@@ -182,12 +189,15 @@ def test_a_prompt_has_the_same_bits_alone_cut_and_after_a_prefix_hit(
     assert torch.equal(hit, alone[320:])
 
 
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_sequence_has_the_same_bits_alone_and_in_a_batch_of_32(isa: str, num_threads: int) -> None:
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch_of_32(
+    isa: str, num_threads: int, quantization: Quantization
+) -> None:
     """Decodes of many lengths, then one of them among chunks; with one thread and with two, which split contexts."""
     config = config_of(**SHAPES[0])
-    one = native_bench(config, isa, num_threads, num_blocks=400)
+    one = native_bench(config, isa, num_threads, num_blocks=400, quantization=quantization)
     lengths = [1, 2, 15, 16, 17, 255, 256, 257, 900, *range(30, 53)]
     texts = [prompt_of(length + 1, seed=9 + i) for i, length in enumerate(lengths)]
     tables, first = [], 0
@@ -207,12 +217,13 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch_of_32(isa: str, num_t
     assert torch.equal(mixed[570:], torch.cat(alone[:8]))
 
 
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("isa", ISAS)
-def test_two_threads_find_the_same_bits_as_one(isa: str) -> None:
+def test_two_threads_find_the_same_bits_as_one(isa: str, quantization: Quantization) -> None:
     text = prompt_of(900, seed=4)
     pieces = (Piece(text, 0, 900, list(range(57))), Piece(TEXT[:9], 0, 9, [60]))
     config = config_of(**SHAPES[1])
-    one, two = (native_bench(config, isa, num_threads) for num_threads in (1, 2))
+    one, two = (native_bench(config, isa, num_threads, quantization=quantization) for num_threads in (1, 2))
     assert torch.equal(one.run(*pieces), two.run(*pieces))
     decode = Piece(text, 899, 900, list(range(57)))
     assert torch.equal(one.run(decode), two.run(decode))

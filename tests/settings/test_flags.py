@@ -86,8 +86,8 @@ def test_an_alias_works_alike_as_flag_variable_and_key(alias: str, monkeypatch: 
         ("--max_modle_len=4", "did you mean --max-model-len"),
         ("-port 4", "-port is not a flag: did you mean --port"),
         ("--port", "--port: expected one argument: see trioserve serve --help"),
-        ("--quantization awq", "--quantization = 'awq' is not obeyed: .* not quantized"),
-        ("-q awq", "--quantization = 'awq' is not obeyed"),
+        ("--quantization awq", "^quantization = 'awq': weights are quantized at load, to int8 or int4; "),
+        ("-q awq", "^quantization = 'awq': weights"),
         ("--trust-remote-code", "--trust-remote-code = 'true' is not obeyed: no code but"),
         ("--no-disable-log-requests", "'false' is not obeyed: prompts and answers are never logged"),
         ("--data-parallel-size 2", "'2' is not obeyed: one server is one replica"),
@@ -117,13 +117,13 @@ def test_two_values_of_one_setting_in_one_place_are_told_and_equal_ones_are_not(
 
 def test_other_servers_flags_are_refused_as_variables_and_keys_too(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("trioserve.toml").write_text("enable_lora = true\n", encoding="utf-8")
-    monkeypatch.setenv("TRIOSERVE_QUANTIZATION", "fp8")
+    monkeypatch.setenv("TRIOSERVE_KV_CACHE_DTYPE", "fp8")
     with pytest.raises(
-        SettingsError, match=r"TRIOSERVE_QUANTIZATION = 'fp8' .* enable_lora in trioserve\.toml = True"
+        SettingsError, match=r"TRIOSERVE_KV_CACHE_DTYPE = 'fp8' .* enable_lora in trioserve\.toml = True"
     ):
         load_settings()
     Path("trioserve.toml").write_text("enable_lora = false\ndata_parallel_size = 1\n", encoding="utf-8")
-    monkeypatch.setenv("TRIOSERVE_QUANTIZATION", "none")
+    monkeypatch.setenv("TRIOSERVE_KV_CACHE_DTYPE", "auto")
     load_settings()
 
 

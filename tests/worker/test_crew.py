@@ -8,6 +8,7 @@ import torch
 from tests.model.checkpoints import Checkpoints, prompt_of
 from tests.worker.driver import Front, worker_config
 from trioserve._speedups.decoder import available_isas
+from trioserve.errors import ModelError
 from trioserve.worker.load import _crew, load_runner
 
 HERE = Path()
@@ -26,14 +27,30 @@ def test_threads_keep_to_their_cores_only_where_they_have_all_of_them(
 
 
 def test_a_rank_says_what_computes_its_steps(checkpoints: Checkpoints) -> None:
-    def said(name: str, dtype: str) -> str:
-        config = worker_config(checkpoints.folder(name), dtype=dtype)
+    def said(name: str, dtype: str, quantization: str = "none") -> str:
+        config = worker_config(checkpoints.folder(name), dtype=dtype, quantization=quantization)
         _, ready = load_runner(config, lambda progress: None, 0.0)
         return ready.decoder
 
     assert said("llama", "bfloat16") == f"native {available_isas()[-1]}, 1 thread"
+    assert said("llama", "bfloat16", "int4") == f"native {available_isas()[-1]} int4, 1 thread"
     assert said("llama", "float32") == "torch layers: weights are float32, not bfloat16"
     assert said("llama-odd-width", "bfloat16") == "torch layers: head_dim 20 is no multiple of 16"
+
+
+def test_a_rank_refuses_what_it_would_have_to_ignore(checkpoints: Checkpoints) -> None:
+    """Before it reads the weights."""
+    for changes, why in (
+        ({"dtype": "float32", "quantization": "int8"}, "weights are float32, not bfloat16"),
+        (
+            {"dtype": "bfloat16", "quantization": "fp8"},
+            "quantization fp8 is not supported, only none, int8, int4",
+        ),
+    ):
+        progress: list[object] = []
+        with pytest.raises(ModelError, match=why):
+            load_runner(worker_config(checkpoints.folder("llama"), **changes), progress.append, 0.0)
+        assert not progress
 
 
 def test_a_native_rank_on_all_cores_finds_what_one_on_a_single_core_finds(checkpoints: Checkpoints) -> None:

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self, final
 
 def available_isas() -> tuple[str, ...]: ...
@@ -9,6 +9,8 @@ class Decoder:
     def isa(self) -> str: ...
     @property
     def num_threads(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
     def __new__(
         cls,
         *,
@@ -38,6 +40,7 @@ class Decoder:
         o_proj: Sequence[tuple[int, int]],
         gate_up_proj: Sequence[tuple[int, int]],
         down_proj: Sequence[tuple[int, int]],
+        formats: Mapping[str, str],
         sliding_window: int,
     ) -> None: ...
     def set_norms(
@@ -52,7 +55,7 @@ class Decoder:
     def set_biases(
         self, layer: int, *, qkv_proj: int, o_proj: int, gate_up_proj: int, down_proj: int
     ) -> None: ...
-    def set_head(self, *, norm: int, lm_head: Sequence[tuple[int, int]]) -> None: ...
+    def set_head(self, *, norm: int, lm_head: Sequence[tuple[int, int]], head_format: str) -> None: ...
     def pack(self) -> None: ...
     def forward(
         self,

@@ -59,6 +59,8 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     """Which of ``trioserve.grammars`` enforces grammars; empty where no grammar will come."""
     max_cached_grammars: int = 256
     """Grammars to keep ready."""
+    quantization: str = "none"
+    """What the weights are brought to: "none", "int8" or "int4"."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
     speculation: Speculation | None = None
@@ -82,11 +84,12 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     """Seconds from process start to weights packed."""
     kv_cache_bytes: int
     weights_bytes: int
+    """As they are kept."""
     dtype: str
     attention: str
     """Which implementation of attention runs, such as "cpu-avx512"."""
     decoder: str = ""
-    """What computes the steps, such as "native avx512, 2 threads"; or torch's layers, and why."""
+    """What computes the steps, such as "native avx512 int8, 2 threads"; or torch's layers, and why."""
     phases_s: dict[str, float] = {}
     """Seconds of each part of the start, in their order and by their names."""
     max_drafting_seqs: int = 0

@@ -80,6 +80,7 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
         eos_token_ids=list(model.eos_token_ids),
         grammar_backend=backend_named(settings.guided_decoding_backend),
         max_cached_grammars=settings.max_cached_grammars,
+        quantization=settings.quantization,
         use_warmup=settings.use_warmup,
         speculation=_speculation(settings.speculative_config),
     )

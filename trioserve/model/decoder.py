@@ -21,7 +21,14 @@ from trioserve.model.layers import (
     RowParallelLinear,
     VocabParallelEmbedding,
 )
-from trioserve.model.native import Crew, NativeDecoder, NativeLayer, obstacle
+from trioserve.model.native import (
+    Crew,
+    NativeDecoder,
+    NativeLayer,
+    Quantization,
+    obstacle,
+    refuse_quantization,
+)
 from trioserve.model.progress import Progress, unseen
 from trioserve.model.rope import rope_table
 
@@ -173,6 +180,7 @@ class Decoder(nn.Module):
     def pack(
         self,
         crew: Crew | None = None,
+        quantization: Quantization = "none",
         progress: Progress = unseen,
         *,
         meanwhile: Callable[[], None] = lambda: None,
@@ -181,14 +189,19 @@ class Decoder(nn.Module):
 
         Args:
             crew: Who computes the steps where the decoder is one that can be run natively; None: torch's layers.
+            quantization: What the weights of native layers are brought to.
             progress: Told of what was borrowed, as it is packed.
             meanwhile: Called once, just before weights are packed, to start what needs the interpreter's lock for long.
         Returns:
             What computes the steps from now on, such as "native avx512, 2 threads"; or torch's layers, and why.
+        Raises:
+            ModelError: Weights are to be quantized and the decoder cannot be run natively.
         """
+        refuse_quantization(self.config, self.dtype, quantization)
+        assert crew is not None or quantization == "none", "torch's layers keep the weights as they are"
         why = "as told" if crew is None else obstacle(self.config, self.dtype)
         if crew is not None and why is None:
-            self._native = self._packed_for(crew, progress, meanwhile)
+            self._native = self._packed_for(crew, quantization, progress, meanwhile)
             return self._native.description
         meanwhile()
         for layer in self.modules():
@@ -196,7 +209,14 @@ class Decoder(nn.Module):
                 layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
         return f"torch layers: {why}"
 
-    def _packed_for(self, crew: Crew, progress: Progress, meanwhile: Callable[[], None]) -> NativeDecoder:
+    @property
+    def packed_bytes(self) -> int | None:
+        """Memory of the weights of native layers; None without such."""
+        return None if self._native is None else self._native.num_bytes
+
+    def _packed_for(
+        self, crew: Crew, quantization: Quantization, progress: Progress, meanwhile: Callable[[], None]
+    ) -> NativeDecoder:
         """The same decoder, native; what has memory of its own is freed before the next is packed."""
         model = self.model
         packed = NativeDecoder(
@@ -204,7 +224,7 @@ class Decoder(nn.Module):
             crew,
             embeddings=None if self.config.tie_word_embeddings else model.embed_tokens.weight.data,
             rope_table=model.rope_table,
-            num_layers=len(model.layers),
+            quantization=quantization,
         )
         added = _Added(packed, self.modules(), progress, meanwhile)
         for number, layer in enumerate(model.layers):

@@ -4,22 +4,28 @@ import mmap
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from trioserve._speedups import decoder as native
+from trioserve.errors import ModelError
 from trioserve.kernels.shapes import ShapeError, Shapes
 from trioserve.model.batch import ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.layers import Linear, RMSNorm
+
+Quantization = Literal["none", "int8", "int4"]
+"""What weights are brought to at load."""
+QUANTIZATIONS: Final[tuple[Quantization, ...]] = ("none", "int8", "int4")
 
 ISA: Final = native.available_isas()[-1]
 """The best instruction set that this processor has kernels for."""
 _ALONE_WORK: Final = 32 << 20
 """Some 200 us on one core: two would gain half of that, and lose a time slice of milliseconds whenever something else
 has the other core."""
+_PRODUCTS: Final = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 _VECTOR: Final = 16
 """Heads and blocks of the KV cache are whole vectors of the widest instruction set."""
 
@@ -40,8 +46,7 @@ class NativeLayer:
     @property
     def products(self) -> dict[str, Linear]:
         """The four matrices by name."""
-        names = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _PRODUCTS}
 
     @property
     def norms(self) -> dict[str, RMSNorm | None]:
@@ -69,6 +74,36 @@ def obstacle(config: DecoderConfig, dtype: torch.dtype) -> str | None:
     if config.head_dim % _VECTOR:
         return f"head_dim {config.head_dim} is no multiple of {_VECTOR}"
     return None
+
+
+def refuse_quantization(config: DecoderConfig, dtype: torch.dtype, quantization: str) -> None:
+    """See to it that ``quantization`` is obeyed where it is asked for.
+
+    Raises:
+        ModelError: Such a decoder cannot be run natively; says why and what to change.
+    """
+    why = None if quantization == "none" else obstacle(config, dtype)
+    if why is not None:
+        change = "give dtype bfloat16 or leave it out" if dtype != torch.bfloat16 else "leave it out"
+        raise ModelError(f"quantization {quantization} cannot be obeyed: {why}; {change}")
+
+
+def layer_formats(quantization: Quantization, layer: int, num_layers: int) -> dict[str, str]:
+    """The formats of a layer's matrices.
+
+    With int4 some matrices stay int8: q, k and v, which are small and err most for their size, and all of the last
+    layer, whose errors nothing evens out any more.
+    """
+    if quantization == "none":
+        return dict.fromkeys(_PRODUCTS, "bf16")
+    is_fine = quantization == "int8" or layer == num_layers - 1
+    rest = dict.fromkeys(_PRODUCTS, "int8" if is_fine else "int4")
+    return {**rest, "qkv_proj": "int8"}
+
+
+def head_format(quantization: Quantization) -> str:
+    """The format of the head: int8 with int4 too, for it errs last and in every token."""
+    return "bf16" if quantization == "none" else "int8"
 
 
 class Spare:
@@ -102,7 +137,7 @@ class NativeDecoder:
         *,
         embeddings: Tensor | None,
         rope_table: Tensor,
-        num_layers: int,
+        quantization: Quantization,
     ) -> None:
         """Begin one; ``add_layer`` for each layer, ``add_head`` and ``pack`` complete it.
 
@@ -113,10 +148,11 @@ class NativeDecoder:
         assert rope_table.is_contiguous(), "the table is not contiguous"
         assert embeddings is None or embeddings.is_contiguous(), "the embeddings are not contiguous"
         self._config = config
+        self._quantization: Quantization = quantization
         self._tables = (embeddings, rope_table)
         self._spare = Spare()
         self._decoder = native.Decoder(
-            num_layers=num_layers,
+            num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_heads=config.num_heads,
@@ -137,15 +173,23 @@ class NativeDecoder:
 
     @property
     def description(self) -> str:
-        """Such as "native avx512, 2 threads"."""
+        """Such as "native avx512, 2 threads" or "native avx512 int8, 2 threads"."""
         count = self._decoder.num_threads
-        return f"native {self._decoder.isa}, {count} thread{'s' if count > 1 else ''}"
+        form = "" if self._quantization == "none" else f" {self._quantization}"
+        return f"native {self._decoder.isa}{form}, {count} thread{'s' if count > 1 else ''}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all matrices as they are packed, and of embeddings that are not."""
+        embeddings = self._tables[0]
+        return self._decoder.num_bytes + (0 if embeddings is None else embeddings.nbytes)
 
     def add_layer(self, number: int, layer: NativeLayer) -> None:
         """Take layer ``number``; the caller keeps its matrices until they are packed."""
         weights = {name: _pieces(linear) for name, linear in layer.products.items()}
         window = self._config.sliding_windows[number] or 0
-        self._decoder.set_layer(number, **weights, sliding_window=window)
+        formats = layer_formats(self._quantization, number, self._config.num_hidden_layers)
+        self._decoder.set_layer(number, **weights, formats=formats, sliding_window=window)
         norms = {name: _wide(None if norm is None else norm.weight) for name, norm in layer.norms.items()}
         self._decoder.set_norms(number, **_addresses(norms))
         biases = {name: _wide(linear.bias) for name, linear in layer.products.items()}
@@ -154,7 +198,9 @@ class NativeDecoder:
     def add_head(self, norm: RMSNorm, lm_head: Linear) -> None:
         """Take the head, as a layer."""
         wide = norm.weight.float()
-        self._decoder.set_head(norm=wide.data_ptr(), lm_head=_pieces(lm_head))
+        self._decoder.set_head(
+            norm=wide.data_ptr(), lm_head=_pieces(lm_head), head_format=head_format(self._quantization)
+        )
 
     def pack(self) -> None:
         """Pack what was added since the last time, as one call without the interpreter's lock; the matrices in rows are

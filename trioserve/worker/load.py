@@ -14,7 +14,7 @@ from trioserve.kernels.attention import implementation
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
-from trioserve.model.native import Crew, obstacle
+from trioserve.model.native import QUANTIZATIONS, Crew, Quantization, obstacle, refuse_quantization
 from trioserve.worker.grammars import Grammars
 from trioserve.worker.kv_cache import allocate_kv_cache
 from trioserve.worker.machine import usable_cpus
@@ -55,6 +55,8 @@ def load_runner(
     folder = Path(config.model_path)
     shape = read_config(folder)
     dtype = resolve_dtype(folder, shape, config.dtype)
+    quantization = _quantization(config)
+    refuse_quantization(shape, dtype, quantization)
     model = Decoder(shape, dtype, config.max_model_len)
     progress = _Throttle(report)
     if config.load_format == "dummy":
@@ -63,7 +65,7 @@ def load_runner(
         load_weights(model, folder, progress, may_borrow=obstacle(shape, dtype) is None)
     phases.end("weights mapped")
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    decoder = model.pack(_crew(config, cpus), progress, meanwhile=meanwhile)
+    decoder = model.pack(_crew(config, cpus), quantization, progress, meanwhile=meanwhile)
     phases.end("packed")
     kv_cache = allocate_kv_cache(shape, config, dtype)
     runner = ModelRunner(
@@ -84,7 +86,7 @@ def load_runner(
         num_blocks=kv_cache.num_blocks,
         load_s=phases.total_s("packed"),
         kv_cache_bytes=kv_cache.num_bytes,
-        weights_bytes=weights_bytes,
+        weights_bytes=model.packed_bytes or weights_bytes,
         dtype=str(dtype).removeprefix("torch."),
         attention=implementation(dtype, shape.head_dim, config.block_size),
         decoder=decoder,
@@ -119,6 +121,15 @@ def _crew(config: WorkerConfig, cpus: list[int]) -> Crew:
     """
     num_threads = min(config.num_threads or len(cpus), len(cpus))
     return Crew(num_threads, cpus if num_threads == len(cpus) else ())
+
+
+def _quantization(config: WorkerConfig) -> Quantization:
+    for quantization in QUANTIZATIONS:
+        if quantization == config.quantization:
+            return quantization
+    raise ModelError(
+        f"quantization {config.quantization} is not supported, only {', '.join(QUANTIZATIONS)} are"
+    )
 
 
 def _refuse_unsupported(config: WorkerConfig) -> None:
