@@ -1,6 +1,6 @@
 """How long the real server takes from its start to /ready, and with what: a checkpoint of the shape of Qwen2.5-0.5B.
 
-    python -m benchmarks.load_time [--starts 5] [--model FOLDER] [FLAGS OF trioserve serve]
+    python benchmarks/load_time.py [--starts 5] [--model FOLDER] [FLAGS OF trioserve serve]
 
 Weights are random, bfloat16, 988 MB; the tokenizer is a byte-level BPE of 151,643 tokens, as large as the model's own.
 Both lie in the page cache. The first start is not counted. Phases of the front and of the rank overlap: the front reads

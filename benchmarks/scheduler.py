@@ -1,6 +1,6 @@
 """What the scheduler costs a step and a token, how that grows, and what a waiting request holds.
 
-    python -m benchmarks.scheduler [--rounds 300] [--json FILE]
+    python benchmarks/scheduler.py [--rounds 300] [--json FILE]
 
 A plan and the booking of its result, with two steps in flight as in the engine; the rank is a few lines here that are
 not timed. "encode" and "decode" are the frames on their way to the rank and back. Figures are medians, in brackets the
