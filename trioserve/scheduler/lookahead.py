@@ -8,7 +8,7 @@ from trioserve.core.sequence import Sequence
 from trioserve.core.step import SlotWork
 from trioserve.scheduler.limits import SchedulerLimits
 
-_REST: Final = 3
+_REST: Final = 7
 
 
 class Lookahead:

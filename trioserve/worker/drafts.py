@@ -2,8 +2,9 @@
 
 A step with guesses takes longer: by something for there being any, and by something for each. That was measured, in
 tokens: how many tokens the step could have computed in that time. A right guess gains a token. Each sequence keeps an
-account of these, begins with next to nothing and is given a hundredth for each token; it may spend what it has, so
-that guessing costs it no more than that, whatever its text is.
+account of these, begins with next to nothing and is given a two-hundredth for each token; it may spend what it has, so
+that guessing costs it no more than that, whatever its text is. Where steps with guesses take longer than was measured,
+as when something else wants the cores, guesses become dearer.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Speculation
 from trioserve.worker.slots import SlotTable
 
-_ALLOWANCE: Final = 0.01
+_ALLOWANCE: Final = 0.005
 """Tokens that a sequence may lose by each that it gets."""
 _FIRST_BALANCE: Final = 0.5
 _MOST_BALANCE: Final = 2.0
@@ -25,6 +26,12 @@ _MOST_BALANCE: Final = 2.0
 _FIRST_RATE: Final = 0.5
 _NEWEST: Final = 0.2
 """Weight of the last step in the share of right guesses."""
+_LONGEST_REST: Final = 32
+"""Tokens after which a sequence asks for the price again."""
+_FACTORS: Final = (0.5, 20.0)
+"""Between what times may make guesses cheaper or dearer."""
+_CALMING: Final = 0.01
+"""By what share of the way each step without guesses brings prices back to those measured."""
 _NEVER: Final = np.iinfo(np.int64).max
 
 
@@ -36,9 +43,9 @@ class Price(NamedTuple):
     each: float
     """For each."""
 
-    def of_each(self, num_guesses: int) -> float:
-        """What one of so many costs, all counted."""
-        return self.each + self.any / num_guesses
+    def of(self, num_guesses: int) -> float:
+        """What so many cost together."""
+        return self.any + self.each * num_guesses
 
 
 class Drafter:
@@ -60,6 +67,10 @@ class Drafter:
         )
         self.prices: Sequence[Price] = ()
         """By the number of sequences in a step less one; with more of them nothing is guessed."""
+        self._factor = 1.0
+        """By which guesses cost more than was measured."""
+        self._plain_s: dict[int, float] = {}
+        """Seconds of a step without guesses, of late, by its sequences."""
         self._balances = [0.0] * max_num_seqs
         """Tokens gained and not spent, when ``_seen`` tokens were known."""
         self._seen = [0] * max_num_seqs
@@ -93,7 +104,12 @@ class Drafter:
         for _ in range(2):  # what is not guessed makes the rest dearer
             counts[:] = 0
             for at, slot, length in found:
-                counts[at] = self._affordable(slot, length, price.each, price.of_each(num_guesses))
+                counts[at] = self._affordable(
+                    slot,
+                    length,
+                    self._factor * price.each,
+                    self._factor * price.of(num_guesses) / num_guesses,
+                )
             if not (num_guesses := int(counts.sum())):
                 return None
         return counts
@@ -102,19 +118,33 @@ class Drafter:
         self, slots: NDArray[np.int64], num_guessed: NDArray[np.int64], num_right: NDArray[np.int64]
     ) -> None:
         """Take note of how the guesses of a step were; every argument is [num_seqs]."""
-        price = self.prices[len(slots) - 1].of_each(int(num_guessed.sum()))
+        num_guesses = int(num_guessed.sum())
+        price = self._factor * self.prices[len(slots) - 1].of(num_guesses) / num_guesses
         for at in num_guessed.nonzero()[0].tolist():
             slot, guessed, right = int(slots[at]), int(num_guessed[at]), int(num_right[at])
             self._balances[slot] = min(self._balances[slot] + right - guessed * price, _MOST_BALANCE)
             self._rates[slot] += _NEWEST * (right / min(right + 1, guessed) - self._rates[slot])
 
+    def time(self, num_seqs: int, num_guesses: int, seconds: float) -> None:
+        """Take note of how long a step of so many sequences took in which each computed a token, and guesses."""
+        plain_s = self._plain_s.get(num_seqs)
+        if not num_guesses:
+            self._plain_s[num_seqs] = seconds if plain_s is None else plain_s + _NEWEST * (seconds - plain_s)
+            self._factor += _CALMING * (1.0 - self._factor)
+        elif plain_s is not None and num_seqs <= len(self.prices):
+            spent = (seconds - plain_s) / plain_s * num_seqs
+            least, most = _FACTORS
+            factor = min(max(spent / self.prices[num_seqs - 1].of(num_guesses), least), most)
+            self._factor += _NEWEST * (factor - self._factor)
+
     def _affordable(self, slot: int, most: int, next_price: float, price: float) -> int:
-        """How many guesses a sequence may pay for and should; where none, it sleeps until it could."""
+        """How many guesses a sequence may pay for and should; where none, it sleeps until it might."""
         num_tokens = int(self._table.num_tokens[slot])
         balance = self._balances[slot] + _ALLOWANCE * (num_tokens - self._seen[slot])
         self._balances[slot], self._seen[slot] = balance, num_tokens
         if balance < price:
-            self._wakes_at[slot] = num_tokens + int((price - balance) / _ALLOWANCE) + 1
+            rest = int((price - balance) / _ALLOWANCE) + 1
+            self._wakes_at[slot] = num_tokens + min(rest, _LONGEST_REST)
             return 0
         count, chance = 1, self._rates[slot] ** 2
         while count < most and chance > next_price and (count + 1) * price <= balance:

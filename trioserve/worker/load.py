@@ -78,8 +78,9 @@ def load_runner(
         speculation=config.speculation,
     )
     _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=obstacle(shape, dtype) is not None)
-    if runner.drafter is not None and config.speculation is not None:
-        runner.drafter.prices = measure_prices(runner, runner.drafter, config, config.speculation)
+    drafter, speculation = runner.drafter, config.speculation
+    if drafter is not None and speculation is not None:
+        drafter.prices = measure_prices(runner, drafter, config, speculation, shape.vocab_size)
     phases.end("warm-up")
     ready = WorkerReady(
         tp_rank=config.tp_rank,
@@ -91,7 +92,7 @@ def load_runner(
         attention=implementation(dtype, shape.head_dim, config.block_size),
         decoder=decoder,
         phases_s=phases.seconds,
-        max_drafting_seqs=0 if runner.drafter is None else len(runner.drafter.prices),
+        max_drafting_seqs=0 if drafter is None else len(drafter.prices),
     )
     return runner, ready
 

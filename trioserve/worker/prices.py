@@ -29,13 +29,13 @@ _ENOUGH_S: Final = 0.1
 
 
 def measure_prices(
-    runner: ModelRunner, drafter: Drafter, config: WorkerConfig, speculation: Speculation
+    runner: ModelRunner, drafter: Drafter, config: WorkerConfig, speculation: Speculation, vocab_size: int
 ) -> list[Price]:
     """The price of guesses by the number of sequences in a step less one, as far as guesses may pay.
 
     Steps are run without guesses, with one and with as many as there may be, in turn; the fastest of each counts.
     """
-    if config.max_model_len < _CONTEXT + speculation.num_tokens + 2:
+    if config.max_model_len < _CONTEXT + speculation.num_tokens + 2 or vocab_size < _CONTEXT:
         return []  # there is nothing to look up in so few
     bench = _Bench(runner, config, speculation)
     measured = [num_seqs for num_seqs in _NUM_SEQS if num_seqs <= config.max_num_seqs]

@@ -70,7 +70,11 @@ class ModelRunner:
             if self.drafter is not None:
                 self.drafter.admit(admission.slot, admission.params)
         result = self._compute(plan) if plan.work else StepResult(plan.step_id, [], 0.0)
-        return structs.replace(result, step_s=time.perf_counter() - started)
+        step_s = time.perf_counter() - started
+        is_decode = not plan.admitted and len(result.sampled) == len(plan.work)
+        if self.drafter is not None and is_decode and all(item.num_tokens == 1 for item in plan.work):
+            self.drafter.time(len(plan.work), sum(result.num_drafted), step_s)
+        return structs.replace(result, step_s=step_s)
 
     def _compute(self, plan: StepPlan) -> StepResult:
         """The result of a step, but for its time."""
