@@ -9,6 +9,7 @@ from tests.model.checkpoints import Checkpoints, prompt_of
 from tests.worker.driver import Front, worker_config
 from trioserve._speedups.decoder import available_isas
 from trioserve.worker.load import _crew, load_runner
+from trioserve.worker.machine import Cores
 
 HERE = Path()
 
@@ -21,7 +22,26 @@ def test_threads_keep_to_their_cores_only_where_they_have_all_of_them(
     num_threads: int, expected: tuple[int, list[int]]
 ) -> None:
     """Never more than cores, whatever was asked for: those that wait for each other would wait for a time slice."""
-    crew = _crew(worker_config(HERE, num_threads=num_threads), [1, 4, 5])
+    crew = _crew(worker_config(HERE, num_threads=num_threads), Cores([1, 4, 5], quota=3))
+    assert (crew.num_threads, crew.cpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "num_threads", "pin_threads", "expected"),
+    [
+        (2, 0, None, (2, ())),
+        (2, 8, None, (2, ())),
+        (2, 0, True, (2, [1, 4])),
+        (9, 0, None, (3, [1, 4, 5])),
+        (9, 0, False, (3, ())),
+    ],
+)
+def test_a_quota_bounds_the_threads_and_leaves_them_to_the_system(
+    quota: int, num_threads: int, pin_threads: bool | None, expected: tuple[int, list[int]]
+) -> None:
+    """Two containers with a quota of two cores each would otherwise sit on the same two of sixty-four."""
+    config = worker_config(HERE, num_threads=num_threads, pin_threads=pin_threads)
+    crew = _crew(config, Cores([1, 4, 5], quota=quota))
     assert (crew.num_threads, crew.cpus) == expected
 
 

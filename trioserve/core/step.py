@@ -49,6 +49,10 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     """Grammars to keep ready."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
+    kv_cache_dtype: str = "auto"
+    """"auto" keeps keys and values in the weights' type; "bfloat16", "int8" or "fp8"."""
+    pin_threads: bool | None = None
+    """Whether threads keep to a core each while a step runs; None: where they are as many as there are cores."""
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):
@@ -73,6 +77,8 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     """Which implementation of attention runs, such as "cpu-avx512"."""
     decoder: str = ""
     """What computes the steps, such as "native avx512, 2 threads"; or torch's layers, and why."""
+    kv_cache_dtype: str = ""
+    """What the KV cache holds, such as "bfloat16" or "int8"."""
 
 
 class Admission(Struct, frozen=True, array_like=True):

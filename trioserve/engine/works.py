@@ -56,6 +56,8 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
         grammar_backend=backend_named(settings.guided_decoding_backend),
         max_cached_grammars=settings.max_cached_grammars,
         use_warmup=settings.use_warmup,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        pin_threads=settings.pin_threads,
     )
 
 
@@ -81,13 +83,14 @@ class _ProgressLog:
 
 def _log_ready(ready: WorkerReady, model: ModelFolder, settings: Settings) -> None:
     logger.info(
-        "serving %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%.0f MB), decoder %s, attention %s, "
+        "serving %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%s, %.0f MB), decoder %s, attention %s, "
         "loaded in %.1f s",
         model.name,
         ready.dtype,
         ready.weights_bytes / 1e6,
         ready.num_blocks,
         settings.block_size,
+        ready.kv_cache_dtype,
         ready.kv_cache_bytes / 1e6,
         ready.decoder,
         ready.attention,

@@ -7,7 +7,7 @@ from trioserve.kernels.activation import activation_mul
 from trioserve.kernels.attention import paged_attention
 from trioserve.kernels.rope import apply_rope
 from trioserve.kernels.store_kv import store_kv
-from trioserve.model.batch import ForwardBatch, LayerCache
+from trioserve.model.batch import CacheLayout, ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.layers import (
     Linear,
@@ -163,24 +163,25 @@ class Decoder(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.tie(self.model.embed_tokens)
 
-    def pack(self, crew: Crew | None = None) -> str:
+    def pack(self, crew: Crew | None = None, layout: CacheLayout | None = None) -> str:
         """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after.
 
         Args:
             crew: Who computes the steps where the decoder is one that can be run natively; None: torch's layers.
+            layout: What the KV cache will hold; None: numbers of the weights' type, as torch's layers need them.
         Returns:
             What computes the steps from now on, such as "native avx512, 2 threads"; or torch's layers, and why.
         """
         why = "as told" if crew is None else obstacle(self.config, self.dtype)
         if crew is not None and why is None:
-            self._native = self._packed_for(crew)
+            self._native = self._packed_for(crew, layout or CacheLayout("bfloat16", self.config.head_dim))
             return self._native.description
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
         return f"torch layers: {why}"
 
-    def _packed_for(self, crew: Crew) -> NativeDecoder:
+    def _packed_for(self, crew: Crew, layout: CacheLayout) -> NativeDecoder:
         """The same decoder, native; a layer's weights are freed before the next are packed."""
         model = self.model
         packed = NativeDecoder(
@@ -189,6 +190,7 @@ class Decoder(nn.Module):
             embeddings=None if self.config.tie_word_embeddings else model.embed_tokens.weight.data,
             rope_table=model.rope_table,
             num_layers=len(model.layers),
+            layout=layout,
         )
         for number, layer in enumerate(model.layers):
             assert isinstance(layer, DecoderLayer)

@@ -16,8 +16,8 @@ from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
 from trioserve.model.native import Crew
 from trioserve.worker.grammars import Grammars
-from trioserve.worker.kv_cache import allocate_kv_cache
-from trioserve.worker.machine import usable_cpus
+from trioserve.worker.kv_cache import allocate_kv_cache, cache_layout
+from trioserve.worker.machine import Cores, usable_cores
 from trioserve.worker.runner import ModelRunner
 
 _PROGRESS_EVERY_S: Final = 0.1
@@ -44,11 +44,12 @@ def load_runner(
         ModelError: The folder, the settings or the machine are not up to it; one sentence.
     """
     _refuse_unsupported(config)
-    cpus = usable_cpus()
-    torch.set_num_threads(config.num_threads or len(cpus))
+    cores = usable_cores()
+    torch.set_num_threads(config.num_threads or cores.count)
     folder = Path(config.model_path)
     shape = read_config(folder)
     dtype = resolve_dtype(folder, shape, config.dtype)
+    layout = cache_layout(config.kv_cache_dtype, shape, dtype)
     model = Decoder(shape, dtype, config.max_model_len)
     progress = _Throttle(report)
     if config.load_format == "dummy":
@@ -56,9 +57,9 @@ def load_runner(
     else:
         load_weights(model, folder, progress)
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    decoder = model.pack(_crew(config, cpus))
+    decoder = model.pack(_crew(config, cores), layout)
     load_s = time.monotonic() - started
-    kv_cache = allocate_kv_cache(shape, config, dtype)
+    kv_cache = allocate_kv_cache(shape, config, layout)
     runner = ModelRunner(
         model,
         kv_cache,
@@ -77,16 +78,18 @@ def load_runner(
         dtype=str(dtype).removeprefix("torch."),
         attention=implementation(dtype, shape.head_dim, config.block_size),
         decoder=decoder,
+        kv_cache_dtype=layout.name,
     )
     return runner, ready
 
 
-def _crew(config: WorkerConfig, cpus: list[int]) -> Crew:
-    """As many threads as told and as there are cores. They keep to a core each where they have all of them; fewer are
-    left to the system, since another server may be told the same.
+def _crew(config: WorkerConfig, cores: Cores) -> Crew:
+    """As many threads as told and as can run at once. Where they are as many as there are cores, each keeps to one;
+    fewer are left to the system, since others may compute on the same cores, with threads and a quota of their own.
     """
-    num_threads = min(config.num_threads or len(cpus), len(cpus))
-    return Crew(num_threads, cpus if num_threads == len(cpus) else ())
+    num_threads = min(config.num_threads or cores.count, cores.count)
+    is_pinned = num_threads == len(cores.cpus) if config.pin_threads is None else config.pin_threads
+    return Crew(num_threads, cores.cpus[:num_threads] if is_pinned else ())
 
 
 def _refuse_unsupported(config: WorkerConfig) -> None:
