@@ -227,7 +227,7 @@ inline int num_partitions(const Task& task) { return task.end_partition - task.f
 inline std::vector<Split> split_long(const Arguments& a, std::vector<Task>& tasks, int num_threads) {
     int64_t total = 0;
     for (const Task& task : tasks) total += num_partitions(task);
-    const int64_t longest = std::max<int64_t>(2, total / (4 * num_threads));
+    const int64_t longest = std::max<int64_t>(1, total / (4 * num_threads));
     const auto is_long = [longest](const Task& task) { return num_partitions(task) > longest; };
     std::vector<Split> splits(static_cast<size_t>(std::count_if(tasks.begin(), tasks.end(), is_long)));
     int number = 0;

@@ -46,8 +46,8 @@ class EngineSettings(SettingsGroup):
     """Share of the memory that is free once the weights are loaded, for the KV cache, instead of kv_cache_bytes. By
     default as much as max_num_seqs sequences can use, at most 0.4."""
     kv_cache_dtype: Literal["auto", "bfloat16", "int8", "fp8"] = "auto"
-    """What keys and values are kept in; auto is the weights' type. int8 and fp8 (e4m3) have a scale for each token and KV
-    head and hold nearly twice as many tokens; only the native decoder reads them."""
+    """What keys and values are kept in; auto is the weights' type. int8 and fp8 (e4m3) have a scale for each token and
+    KV head and hold nearly twice as many tokens; only the native decoder reads them."""
     kv_cache_ratio: float | None = Field(default=None, gt=0, le=1)
     """Share of the KV blocks that prompts may take while others run; the rest is kept for answers. By default one block
     for each that runs is kept, at most a sixteenth of all."""

@@ -44,8 +44,8 @@ def load_runner(
         ModelError: The folder, the settings or the machine are not up to it; one sentence.
     """
     _refuse_unsupported(config)
-    cores = usable_cores()
-    torch.set_num_threads(config.num_threads or cores.count)
+    crew = _crew(config, usable_cores())
+    torch.set_num_threads(crew.num_threads)
     folder = Path(config.model_path)
     shape = read_config(folder)
     dtype = resolve_dtype(folder, shape, config.dtype)
@@ -57,7 +57,7 @@ def load_runner(
     else:
         load_weights(model, folder, progress)
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    decoder = model.pack(_crew(config, cores), layout)
+    decoder = model.pack(crew, layout)
     load_s = time.monotonic() - started
     kv_cache = allocate_kv_cache(shape, config, layout)
     runner = ModelRunner(
