@@ -19,7 +19,15 @@
 // and on Zen 5, one core:                                      32 x 200 keys   1 x 8000 keys   512 tokens of 512
 //   2. AVX-512                                                          643             775                3346
 //   3. bf16 dot products: keys and values turned into panels once
-//      for as many rows as the registers hold (attention_tiles.h)       378             376                1607
+//      for as many rows as the registers hold                           378             376                1607
+// and on both its cores, one layer; 9 and 3 heads of 64 / 14 and 2:      8 x 4096 keys       1024 tokens of 1024
+//   3. the same                                                          1307 / 1032         3384 / 4991
+//   4. the cache keeps groups that are multiplied as they are
+//      (kv_cache.h, attention_tiles.h)                                   1265 /  735         2625 / 4295
+//   5. each line of a group begins to fetch that of four groups on        760 /  544         2563 / 3794
+//      int8                                                               467 /  410         2685 / 4060
+//      fp8                                                                498 /  434         3408 / 5188
+// Rows (torch's layers) stayed at 2.
 #pragma once
 
 #include <algorithm>
