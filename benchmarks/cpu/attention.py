@@ -106,7 +106,7 @@ def native_step(
     layout = CacheLayout(name, config.head_dim)
     model = Decoder(config, torch.bfloat16, num_positions=case.context + 1)
     dummy_weights(model, seed=0)
-    model.pack(Crew(num_threads, isa=isa, alone_work=0), layout)
+    model.pack(Crew(num_threads, isa=isa, alone_work=0), layout=layout)
     num_blocks = case.num_seqs * -(-case.context // BLOCK_SIZE)
     caches = [filled(layout, num_blocks, config.num_kv_heads) for _ in range(case.num_layers)]
     batch, idle = (make_batch(cell, config.vocab_size) for cell in (case.cell, case.idle))

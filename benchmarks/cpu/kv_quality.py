@@ -38,7 +38,7 @@ class Reader:
 
     def __init__(self, model: Decoder, name: str, num_tokens: int) -> None:
         layout = CacheLayout(name, model.config.head_dim)
-        model.pack(Crew(torch.get_num_threads()), layout)
+        model.pack(Crew(torch.get_num_threads()), layout=layout)
         self._model = model
         self._caches: list[LayerCache] = [
             layout.empty(-(-num_tokens // BLOCK_SIZE), model.config.num_kv_heads, BLOCK_SIZE)

@@ -33,7 +33,7 @@ def bench_of(
 ) -> Bench:
     model = made(config, torch.bfloat16)
     layout = CacheLayout(name, config.head_dim)
-    model.pack(Crew(num_threads, isa=isa, alone_work=0), layout)
+    model.pack(Crew(num_threads, isa=isa, alone_work=0), layout=layout)
     return Bench(model, num_blocks, layout)
 
 
@@ -164,7 +164,7 @@ def test_heads_of_any_size_are_kept(data: st.DataObject) -> None:
     qkv.bias.data[-rows:] = torch.tensor(values) * size
     expected = qkv.bias.data[-rows:].float().view(config.num_kv_heads, config.head_dim)
     layout = CacheLayout(name, config.head_dim)
-    model.pack(Crew(1, isa=isa), layout)
+    model.pack(Crew(1, isa=isa), layout=layout)
     bench = Bench(model, 4, layout)
     assert bench.run(Piece(TEXT, 0, 3, [1])).isfinite().all() or size > 1e17
     _, found = kept(bench, 0, name, [1], 3)

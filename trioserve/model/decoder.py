@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.tie(self.model.embed_tokens)
 
-    def pack(self, crew: Crew | None = None, layout: CacheLayout | None = None) -> str:
+    def pack(self, crew: Crew | None = None, *, layout: CacheLayout | None = None) -> str:
         """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after.
 
         Args:

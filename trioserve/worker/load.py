@@ -57,7 +57,7 @@ def load_runner(
     else:
         load_weights(model, folder, progress)
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    decoder = model.pack(crew, layout)
+    decoder = model.pack(crew, layout=layout)
     load_s = time.monotonic() - started
     kv_cache = allocate_kv_cache(shape, config, layout)
     runner = ModelRunner(
