@@ -1,7 +1,7 @@
 // attention.h: causal attention of a ragged batch over the paged KV cache.
 //
 //   q, out            [num_tokens, num_heads, head_dim]; with strides between tokens
-//   k_cache, v_cache  [num_blocks, num_kv_heads, block_size, head_dim]
+//   k_cache, v_cache  [num_blocks, num_kv_heads, block_size, head_dim], or groups as kv_cache.h says
 //   cu_seqlens_q      [num_seqs + 1]   seq_lens [num_seqs]   block_tables [num_seqs, max_blocks]
 //
 // The batch is cut into tasks of one sequence, one KV head and a few neighbouring tokens: the query heads that share the
@@ -19,7 +19,15 @@
 // and on Zen 5, one core:                                      32 x 200 keys   1 x 8000 keys   512 tokens of 512
 //   2. AVX-512                                                          643             775                3346
 //   3. bf16 dot products: keys and values turned into panels once
-//      for as many rows as the registers hold (attention_tiles.h)       378             376                1607
+//      for as many rows as the registers hold                           378             376                1607
+// and on both its cores, one layer; 9 and 3 heads of 64 / 14 and 2:      8 x 4096 keys       1024 tokens of 1024
+//   3. the same                                                          1307 / 1032         3384 / 4991
+//   4. the cache keeps groups that are multiplied as they are
+//      (kv_cache.h, attention_tiles.h)                                   1265 /  735         2625 / 4295
+//   5. each line of a group begins to fetch that of four groups on        760 /  544         2563 / 3794
+//      int8                                                               467 /  410         2685 / 4060
+//      fp8                                                                498 /  434         3408 / 5188
+// Rows (torch's layers) stayed at 2.
 #pragma once
 
 #include <algorithm>
@@ -35,6 +43,7 @@
 #endif
 
 #include "isa.h"
+#include "kv_cache.h"
 #include "parallel.h"
 
 namespace trioserve {
@@ -57,6 +66,19 @@ struct Arguments {
     int sliding_window;  // 0: none
     int max_queries;     // sequences with more query tokens are left out
     float scale;
+    int64_t group_bytes;  // of a GroupCache
+};
+
+// A cache in rows of a token's elements, of the queries' type.
+template <typename T>
+struct RowCache {
+    using Row = T;
+};
+
+// The decoder's cache, for queries of bf16.
+template <KvFormat F>
+struct GroupCache {
+    using Row = bf16;
 };
 
 struct Task {
@@ -76,9 +98,10 @@ struct Split {
 };
 
 // Working memory of one task: q [rows][head_dim], scores [rows][kPartition], values [rows][head_dim], states and found
-// [rows][head_dim + 2], panel [max(head_dim, kPartition)][16].
+// [rows][head_dim + 2], scales [2][kPartition], tail [kGroup / 2][head_dim].
 struct Scratch {
-    float *q, *scores, *values, *states, *found, *panel;
+    float *q, *scores, *values, *states, *found, *scales;
+    uint32_t* tail;
 };
 
 inline int64_t cache_offset(const Arguments& a, int block, int kv_head, int offset) {
@@ -107,6 +130,7 @@ namespace avx512_bf16 {
 #define TRIOSERVE_LANES 16
 namespace avx512 {
 #include "simd.h"
+#include "dot_tile.h"
 #include "attention_kernel.h"
 }  // namespace avx512
 #undef TRIOSERVE_LANES
@@ -117,6 +141,7 @@ namespace avx512 {
 #define TRIOSERVE_LANES 8
 namespace avx2 {
 #include "simd.h"
+#include "dot_tile.h"
 #include "attention_kernel.h"
 }  // namespace avx2
 #undef TRIOSERVE_LANES
@@ -126,42 +151,49 @@ namespace avx2 {
 #define TRIOSERVE_LANES 4
 namespace portable {
 #include "simd.h"
+#include "dot_tile.h"
 #include "attention_kernel.h"
 }  // namespace portable
 #undef TRIOSERVE_LANES
 #undef TRIOSERVE_BF16_DOT
 
-template <typename T>
 struct Kernel {
     void (*attend)(const Arguments&, const Task&, const Scratch&);
     void (*attend_part)(const Arguments&, const Task&, const Scratch&, float*);
     void (*finish)(const Arguments&, const Task&, const Scratch&, const float*, int);
 };
 
-template <typename T>
-Kernel<T> kernel_of(Isa isa) {
+#define TRIOSERVE_KERNEL(set) Kernel{set::attend<Cache>, set::attend_part<Cache>, set::finish<Cache>}
+
+template <typename Cache>
+Kernel kernel_of(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::avx512_bf16 || isa == Isa::amx)
-        return {avx512_bf16::attend<T>, avx512_bf16::attend_part<T>, avx512_bf16::finish<T>};
-    if (isa == Isa::avx512 || isa == Isa::avx512_vnni || isa == Isa::amx_emulated)
-        return {avx512::attend<T>, avx512::attend_part<T>, avx512::finish<T>};
-    if (isa == Isa::avx2) return {avx2::attend<T>, avx2::attend_part<T>, avx2::finish<T>};
+    if (isa == Isa::avx512_bf16 || isa == Isa::amx) return TRIOSERVE_KERNEL(avx512_bf16);
+    if (isa == Isa::avx512 || isa == Isa::avx512_vnni || isa == Isa::amx_emulated) return TRIOSERVE_KERNEL(avx512);
+    if (isa == Isa::avx2) return TRIOSERVE_KERNEL(avx2);
 #endif
-    return {portable::attend<T>, portable::attend_part<T>, portable::finish<T>};
+    return TRIOSERVE_KERNEL(portable);
+}
+
+inline Kernel kernel_of(Isa isa, KvFormat format) {
+    if (format == KvFormat::int8) return kernel_of<GroupCache<KvFormat::int8>>(isa);
+    if (format == KvFormat::fp8) return kernel_of<GroupCache<KvFormat::fp8>>(isa);
+    return kernel_of<GroupCache<KvFormat::bf16>>(isa);
 }
 
 // Floats that `scratch_in` needs.
 inline size_t scratch_size(int num_rows, int head_dim) {
-    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(std::max(32, head_dim));
-    return rows * (2 * dim + kPartition + 2 * (dim + 2)) + 16 * std::max<size_t>(dim, kPartition) + 16;
+    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(head_dim);
+    return rows * (2 * dim + kPartition + 2 * (dim + 2)) + 2 * kPartition + kGroup / 2 * dim + 16;
 }
 
 inline Scratch scratch_in(float* memory, int num_rows, int head_dim) {
-    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(std::max(32, head_dim));
+    const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(head_dim);
     Scratch s;
-    s.panel = memory + (16 - reinterpret_cast<uintptr_t>(memory) / 4 % 16) % 16;
-    s.scores = s.panel + 16 * std::max<size_t>(dim, kPartition);
-    s.q = s.scores + rows * kPartition;
+    s.scores = memory + (16 - reinterpret_cast<uintptr_t>(memory) / 4 % 16) % 16;
+    s.scales = s.scores + rows * kPartition;
+    s.tail = reinterpret_cast<uint32_t*>(s.scales + 2 * kPartition);
+    s.q = s.scales + 2 * kPartition + kGroup / 2 * dim;
     s.values = s.q + rows * dim;
     s.states = s.values + rows * dim;
     s.found = s.states + rows * (dim + 2);
@@ -203,7 +235,7 @@ inline int num_partitions(const Task& task) { return task.end_partition - task.f
 inline std::vector<Split> split_long(const Arguments& a, std::vector<Task>& tasks, int num_threads) {
     int64_t total = 0;
     for (const Task& task : tasks) total += num_partitions(task);
-    const int64_t longest = std::max<int64_t>(2, total / (4 * num_threads));
+    const int64_t longest = std::max<int64_t>(1, total / (4 * num_threads));
     const auto is_long = [longest](const Task& task) { return num_partitions(task) > longest; };
     std::vector<Split> splits(static_cast<size_t>(std::count_if(tasks.begin(), tasks.end(), is_long)));
     int number = 0;
@@ -235,8 +267,7 @@ inline void sort_longest_first(std::vector<Task>& tasks) {
     });
 }
 
-template <typename T>
-void run_task(const Arguments& a, const Kernel<T>& kernel, const Task& task, std::vector<Split>& splits,
+inline void run_task(const Arguments& a, const Kernel& kernel, const Task& task, std::vector<Split>& splits,
               const Scratch& scratch) {
     const int num_rows = task.num_tokens * a.group;
     if (task.split < 0) return kernel.attend(a, task, scratch);
@@ -259,7 +290,7 @@ void paged_attention(const Arguments& a, int num_threads, Isa isa) {
     std::vector<Split> splits;
     if (num_threads > 1) splits = split_long(a, tasks, num_threads);
     sort_longest_first(tasks);
-    const Kernel<T> kernel = kernel_of<T>(isa);
+    const Kernel kernel = kernel_of<RowCache<T>>(isa);
     parallel_tasks(num_threads, static_cast<int>(tasks.size()), [&](int i) {
         const Task& task = tasks[static_cast<size_t>(i)];
         run_task(a, kernel, task, splits, scratch_of_thread(task.num_tokens * a.group, a.head_dim));

@@ -63,8 +63,11 @@ INLINE void weigh_rows(float* out, const float* weights, const Arguments& a, con
 
 // Turns the scores of one query into weights e^(scale * score - most), 0 where the key is not seen; `weights` may lie
 // where `scores` do. Returns the sum of the weights; `most` becomes the largest score, -inf where no key is seen.
-template <typename W>
-INLINE float soften(W* weights, float* scores, int num_keys, int first_seen, int end_seen, float scale, float* most) {
+// kScaled: a score is of a key without its scale, and a weight is left for a value without its.
+//   k_scales, v_scales [num_keys], what is not seen may be no number
+template <bool kScaled, typename W>
+INLINE float soften(W* weights, float* scores, int num_keys, int first_seen, int end_seen, float scale,
+                    const float* k_scales, const float* v_scales, float* most) {
     const float none = -__builtin_inff();
     vf lanes = {};
     for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<float>(i);
@@ -72,7 +75,9 @@ INLINE float soften(W* weights, float* scores, int num_keys, int first_seen, int
     for (int i = 0; i < num_keys; i += kLanes) {
         const vf at = lanes + static_cast<float>(i);
         const auto seen = (at >= static_cast<float>(first_seen)) & (at < static_cast<float>(end_seen));
-        const vf kept = seen ? load(scores + i) * scale : splat(none);
+        vf score = load(scores + i) * scale;
+        if (kScaled) score *= load(k_scales + i);
+        const vf kept = seen ? score : splat(none);
         store(scores + i, kept);
         largest = vmax(largest, kept);
     }
@@ -81,8 +86,11 @@ INLINE float soften(W* weights, float* scores, int num_keys, int first_seen, int
     for (int i = 0; i < num_keys; i += kLanes) {
         const vf score = load(scores + i);
         const vf weight = score > splat(none) ? vexp(score - *most) : vf{};  // -inf - -inf is not used
-        store(weights + i, weight);
         total += weight;
+        if (kScaled)
+            store(weights + i, score > splat(none) ? weight * load(v_scales + i) : vf{});
+        else
+            store(weights + i, weight);
     }
     return lane_sum(total);
 }
@@ -104,7 +112,7 @@ INLINE void merge(float* state, const float* found, int head_dim) {
 // One partition of keys for all rows of a task: scores, weights, weighted values.
 //   found [num_rows][head_dim + 2]
 template <typename T>
-INLINE void attend_partition(const Arguments& a, const Task& task, const Scratch& s, int partition, float* found) {
+INLINE void attend_partition(RowCache<T>, const Arguments& a, const Task& task, const Scratch& s, int partition, float* found) {
     const int first_key = partition * kPartition;
     const int last_end = first_key + kPartition, end_key = task.end_key < last_end ? task.end_key : last_end;
     const int num_rows = task.num_tokens * a.group, num_keys = end_key - first_key;
@@ -125,7 +133,8 @@ INLINE void attend_partition(const Arguments& a, const Task& task, const Scratch
         const int first_seen = a.sliding_window > 0 ? position - a.sliding_window + 1 - first_key : 0;
         float* state = found + row * width + a.head_dim;
         float* scores = s.scores + row * kPartition;
-        state[1] = soften(scores, scores, num_keys, first_seen, position + 1 - first_key, 1.0f, state);
+        state[1] = soften<false>(scores, scores, num_keys, first_seen, position + 1 - first_key, 1.0f, nullptr, nullptr,
+                                 state);
     }
     for (int row = 0; row < num_rows; row += 4) {
         const float* weights = s.scores + row * kPartition;
@@ -143,7 +152,7 @@ INLINE void attend_partition(const Arguments& a, const Task& task, const Scratch
 }
 
 template <typename T>
-INLINE void load_queries(const Arguments& a, const Task& task, float* q) {
+INLINE void load_queries(RowCache<T>, const Arguments& a, const Task& task, float* q) {
     for (int row = 0; row < task.num_tokens * a.group; ++row) {
         const T* from = static_cast<const T*>(a.q) + (task.first_token + row / a.group) * a.q_stride +
                         static_cast<int64_t>(task.kv_head * a.group + row % a.group) * a.head_dim;
@@ -170,37 +179,35 @@ INLINE void write_out(const Arguments& a, const Task& task, const float* states)
     }
 }
 
-#if TRIOSERVE_BF16_DOT
 #include "attention_tiles.h"
-#endif
 
 // A task that runs through its partitions and writes its rows.
-template <typename T>
+template <typename Cache>
 void attend(const Arguments& a, const Task& task, const Scratch& s) {
     const int num_rows = task.num_tokens * a.group, width = a.head_dim + 2;
-    load_queries<T>(a, task, s.q);
+    load_queries(Cache{}, a, task, s.q);
     clear(s.states, num_rows, a.head_dim);
     for (int partition = task.first_partition; partition < task.end_partition; ++partition) {
-        attend_partition<T>(a, task, s, partition, s.found);
+        attend_partition(Cache{}, a, task, s, partition, s.found);
         for (int row = 0; row < num_rows; ++row) merge(s.states + row * width, s.found + row * width, a.head_dim);
     }
-    write_out<T>(a, task, s.states);
+    write_out<typename Cache::Row>(a, task, s.states);
 }
 
 // A task that leaves one partition's findings for `finish`.
-template <typename T>
+template <typename Cache>
 void attend_part(const Arguments& a, const Task& task, const Scratch& s, float* found) {
-    load_queries<T>(a, task, s.q);
-    attend_partition<T>(a, task, s, task.first_partition, found);
+    load_queries(Cache{}, a, task, s.q);
+    attend_partition(Cache{}, a, task, s, task.first_partition, found);
 }
 
 // Merges the findings of all partitions of a task, in their order, and writes its rows.
 //   found [num_parts][num_rows][head_dim + 2]
-template <typename T>
+template <typename Cache>
 void finish(const Arguments& a, const Task& task, const Scratch& s, const float* found, int num_parts) {
     const int num_rows = task.num_tokens * a.group, width = a.head_dim + 2;
     clear(s.states, num_rows, a.head_dim);
     for (int part = 0; part < num_parts; ++part, found += num_rows * width)
         for (int row = 0; row < num_rows; ++row) merge(s.states + row * width, found + row * width, a.head_dim);
-    write_out<T>(a, task, s.states);
+    write_out<typename Cache::Row>(a, task, s.states);
 }

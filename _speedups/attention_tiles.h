@@ -1,111 +1,125 @@
-// attention_tiles.h: a partition of bf16 attention by bf16 dot products; included by attention_kernel.h where the
-// instruction set has them.
+// attention_tiles.h: a partition of attention over the decoder's own cache (kv_cache.h); included by attention_kernel.h.
 //
-// Both products of attention are those of dot_tile.h: queries with a panel of 32 keys, weights with a panel of 32
-// elements of all values. The cache keeps keys and values as rows, so a panel is made first, once for all rows of the task.
+// Both products of attention are sums of a few rows with the words of a group: queries with keys, weights with values.
+// Codes become bf16 in registers, which they are without rounding; the scale of a key is a factor of its scores, that
+// of a value a factor of its weights.
 
-constexpr int kGroup = 16;  // keys that lie one after the other in a block, whatever its size
+constexpr int kGroupVectors = kGroup / kLanes;  // that hold a number for each token of a group
+constexpr int kMostGroups = kPartition / kGroup;
+constexpr int kStep = 4;   // groups of keys that all rows of a task take before the next
+constexpr int kAhead = 4;  // groups that are being fetched: they are too short for the processor to see a stream
 
-typedef uint16_t vp __attribute__((vector_size(64)));  // a vector of pairs, element by element
-typedef uint32_t vp_anywhere __attribute__((vector_size(64), aligned(2), may_alias));
+// As many sums for each row as keep the arithmetic busy and the registers full.
+template <int R>
+constexpr int kSums = kLanes == 4 ? 4 : R <= kTile / 2 ? 4 : 2;
 
-// Lanes of a and b by turns, within each quarter (kBlock 1 or 2) or quarter by quarter (4): kUpper says which half.
-template <int kBlock, bool kUpper, int... kLane>
-INLINE vu zip(vu a, vu b, std::integer_sequence<int, kLane...>) {
-    constexpr int span = kBlock < 4 ? 4 : 16, half = span / 2;
-    return __builtin_shuffle(a, b, vi{(kLane / span * span + (kUpper ? half : 0) + kLane % span / (2 * kBlock) * kBlock +
-                                       kLane % kBlock + (kLane / kBlock % 2) * kLanes)...});
+// Two neighbouring elements in each lane.
+#if TRIOSERVE_BF16_DOT
+using Pair = vu;
+INLINE Pair pair_of(vf a, vf b) { return reinterpret_cast<vu>(a) >> 16 | (reinterpret_cast<vu>(b) & 0xffff0000u); }
+INLINE Pair pair_of(vu numbers) { return numbers; }
+#else
+struct Pair {
+    vf first, second;
+};
+INLINE Pair pair_of(vf a, vf b) { return {a, b}; }
+INLINE Pair pair_of(vu numbers) {
+    return {reinterpret_cast<vf>(numbers << 16), reinterpret_cast<vf>(numbers & 0xffff0000u)};
+}
+INLINE vf dot(vf sum, vu x, const Pair& pair) {
+    sum += reinterpret_cast<vf>(x << 16) * pair.first;
+    return sum + reinterpret_cast<vf>(x & 0xffff0000u) * pair.second;
+}
+#endif
+
+// The number that the code in the byte at `shift` of each lane stands for.
+template <KvFormat F>
+INLINE vf number_at(vu words, int shift) {
+    if constexpr (F == KvFormat::int8)
+        return __builtin_convertvector(reinterpret_cast<vi>(words << (24 - shift)) >> 24, vf);
+    const vu code = words >> shift, size = (code & 0x7f) << 20;
+    const vu number = size != 0 ? size + (120u << 23) : vu{};
+    return reinterpret_cast<vf>(number | (code & 0x80) << 24);
 }
 
-template <int kBlock, bool kUpper>
-INLINE vu zip(vu a, vu b) {
-    return zip<kBlock, kUpper>(a, b, std::make_integer_sequence<int, kLanes>{});
-}
-
-// Turns a square of pairs: lane i of row j becomes lane j of row i.
-INLINE void transpose(vu (&rows)[16]) {
-    vu mixed[16];
-    for (int i = 0; i < 16; i += 2) {
-        mixed[i] = zip<1, false>(rows[i], rows[i + 1]);
-        mixed[i + 1] = zip<1, true>(rows[i], rows[i + 1]);
+// What is in each lane's word, pair by pair.
+template <KvFormat F>
+INLINE void unpack(Pair (&pairs)[per_word(F) / 2], vu words) {
+    if constexpr (F == KvFormat::bf16) {
+        pairs[0] = pair_of(words);
+    } else {
+        pairs[0] = pair_of(number_at<F>(words, 0), number_at<F>(words, 16));
+        pairs[1] = pair_of(number_at<F>(words, 8), number_at<F>(words, 24));
     }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; ++j) {
-            rows[i + 2 * j] = zip<2, false>(mixed[i + j], mixed[i + j + 2]);
-            rows[i + 2 * j + 1] = zip<2, true>(mixed[i + j], mixed[i + j + 2]);
+}
+
+// Adds the products of R rows with the words of V vectors of columns, and begins to fetch as much of what is read later.
+//   rows [R] rows of pairs   columns, ahead [V] addresses of words, of `count` rows that are `stride` words apart
+template <KvFormat F, int R, int V>
+INLINE void accumulate(vf (&sums)[R][V], const uint32_t* rows, int64_t row_stride, const uint32_t* const (&columns)[V],
+                       const uint32_t* const (&ahead)[V], int64_t stride, int count) {
+    constexpr int num_pairs = per_word(F) / 2, per_line = 16 / kLanes;
+    for (int i = 0; i < count; ++i, rows += num_pairs) {
+        Pair pairs[V][num_pairs];
+        for (int v = 0; v < V; ++v) {
+            if (v % per_line == 0) __builtin_prefetch(ahead[v] + i * stride, 0, 2);
+            unpack<F>(pairs[v], load_pairs(columns[v] + i * stride));
         }
-    // now quarter q of row i + 4 * k holds lanes 4 * k .. 4 * k + 3 of what belongs in row 4 * q + i
-    for (int i = 0; i < 4; ++i) {
-        const vu a = zip<4, false>(rows[i], rows[i + 8]), b = zip<4, false>(rows[i + 4], rows[i + 12]);
-        const vu c = zip<4, true>(rows[i], rows[i + 8]), d = zip<4, true>(rows[i + 4], rows[i + 12]);
-        mixed[i] = zip<4, false>(a, b);
-        mixed[i + 4] = zip<4, true>(a, b);
-        mixed[i + 8] = zip<4, false>(c, d);
-        mixed[i + 12] = zip<4, true>(c, d);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r)
+            for (int pair = 0; pair < num_pairs; ++pair) {
+                const vu x = vu{} + rows[r * row_stride + pair];
+                for (int v = 0; v < V; ++v) sums[r][v] = dot(sums[r][v], x, pairs[v][pair]);
+            }
     }
-    for (int i = 0; i < 16; ++i) rows[i] = mixed[i];
 }
 
-// kPanel elements of a row, or half as many and zeros. No masked load: one that misses the cache holds up all after it.
-INLINE vu load_elements(const bf16* from, bool is_half) {
-    if (!is_half) return *reinterpret_cast<const vp_anywhere*>(from);
-    vu elements = {};
-    __builtin_memcpy(&elements, from, sizeof elements / 2);
-    return elements;
-}
-
-// Up to kPanel keys from first_key on as a panel; keys past end_key are anything.
-//   panel [head_dim / 2][kPanel], pairs
-INLINE void gather_keys(uint32_t* panel, const Arguments& a, const int* blocks, int kv_head, int first_key, int end_key) {
-    for (int side = 0; side < 2; ++side) {
-        const int key = first_key + side * kGroup;
-        if (key >= end_key) return;
-        const bf16* from = static_cast<const bf16*>(a.k_cache) +
-                           cache_offset(a, blocks[key / a.block_size], kv_head, key % a.block_size);
-        for (int d = 0; d < a.head_dim; d += 2 * kGroup) {
-            const bool is_half = a.head_dim - d < 2 * kGroup;
-            vu rows[16];
-            for (int i = 0; i < kGroup; ++i) rows[i] = load_elements(from + i * a.head_dim + d, is_half);
-            transpose(rows);
-            uint32_t* to = panel + d / 2 * kPanel + side * kGroup;
-            for (int i = 0; i < (is_half ? 8 : 16); ++i) store_pairs(to + i * kPanel, rows[i]);
+// Scores of R rows against some groups of keys, as they come out of the product.
+//   scores [R][kPartition]   q [R] rows of pairs   groups [kStep + kAhead]
+template <KvFormat F, int R>
+void score_tile(float* scores, const uint32_t* q, const char* const* groups, int head_dim) {
+    constexpr int V = kSums<R>, num_groups = V / kGroupVectors;
+    for (int group = 0; group < kStep; group += num_groups, groups += num_groups) {
+        const uint32_t *columns[V], *ahead[V];
+        for (int v = 0; v < V; ++v) {
+            const int of = v / kGroupVectors, at = v % kGroupVectors * kLanes;
+            columns[v] = reinterpret_cast<const uint32_t*>(groups[of]) + at;
+            ahead[v] = reinterpret_cast<const uint32_t*>(groups[of + kAhead]) + at;
         }
+        vf sums[R][V] = {};
+        accumulate<F, R, V>(sums, q, head_dim / 2, columns, ahead, kGroup, head_dim / per_word(F));
+        for (int r = 0; r < R; ++r)
+            for (int v = 0; v < V; ++v) store(scores + r * kPartition + group * kGroup + v * kLanes, sums[r][v]);
     }
 }
 
-template <int kFirst, int... kElement>
-INLINE vu paired(vu first, vu second, std::integer_sequence<int, kElement...>) {
-    return reinterpret_cast<vu>(__builtin_shuffle(reinterpret_cast<vp>(first), reinterpret_cast<vp>(second),
-                                                  vp{(kFirst + kElement / 2 + kElement % 2 * kPanel)...}));
-}
-
-// Elements d .. d + kPanel - 1 of the values of a partition as a panel, zeros past the last.
-//   panel [num_pairs][kPanel], pairs of neighbouring keys
-INLINE void gather_values(uint32_t* panel, const Arguments& a, const int* blocks, int kv_head, int first_key, int end_key,
-                          int num_pairs, int d) {
-    const bool is_half = a.head_dim - d < kPanel;
-    for (int key = first_key; key < first_key + 2 * num_pairs; key += kGroup) {
-        const int count = end_key - key;
-        const bf16* from = static_cast<const bf16*>(a.v_cache) + d +
-                           cache_offset(a, blocks[key / a.block_size], kv_head, key % a.block_size);
-        for (int i = 0; i < kGroup; i += 2, from += 2 * a.head_dim, panel += kPanel) {
-            const vu first = i < count ? load_elements(from, is_half) : vu{};
-            const vu second = i + 1 < count ? load_elements(from + a.head_dim, is_half) : vu{};
-            store_pairs(panel, paired<0>(first, second, std::make_integer_sequence<int, 2 * kLanes>{}));
-            store_pairs(panel + kLanes, paired<kLanes>(first, second, std::make_integer_sequence<int, 2 * kLanes>{}));
+template <KvFormat F, int R, int V>
+INLINE void weigh_columns(float* out, int64_t out_stride, const uint32_t* weights, const char* const* groups, int num_groups,
+                          int head_dim, int d) {
+    vf sums[R][V] = {};
+    for (int group = 0; group < num_groups; ++group) {
+        const uint32_t *columns[V], *ahead[V];
+        for (int v = 0; v < V; ++v) {
+            columns[v] = reinterpret_cast<const uint32_t*>(groups[group]) + d + v * kLanes;
+            ahead[v] = reinterpret_cast<const uint32_t*>(groups[group + kAhead]) + d + v * kLanes;
         }
+        accumulate<F, R, V>(sums, weights + group * kGroup / 2, kPartition, columns, ahead, head_dim, kGroup / per_word(F));
     }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) store(out + r * out_stride + d + v * kLanes, sums[r][v]);
 }
 
-// Begins to fetch the states of up to kPanel keys; a block's states are too few for the processor to see a stream.
-INLINE void fetch(const void* cache, const Arguments& a, const int* blocks, int kv_head, int first_key, int end_key) {
-    const int last = first_key + kPanel < end_key ? first_key + kPanel : end_key;
-    for (int key = first_key; key < last; key += kGroup) {
-        const char* from = reinterpret_cast<const char*>(
-            static_cast<const bf16*>(cache) + cache_offset(a, blocks[key / a.block_size], kv_head, key % a.block_size));
-        const int count = last - key < kGroup ? last - key : kGroup;
-        for (int at = 0; at < count * a.head_dim * 2; at += 64) __builtin_prefetch(from + at, 0, 2);
-    }
+// Sums of the weighted values of a partition for R rows.
+//   out [R] rows of head_dim   weights [R][kPartition] words, pairs of which the first half is used
+//   groups [num_groups + kAhead]
+template <KvFormat F, int R>
+void weigh_tile(float* out, int64_t out_stride, const uint32_t* weights, const char* const* groups, int num_groups,
+                int head_dim) {
+    constexpr int V = kSums<R>;
+    int d = 0;
+    for (; d + V * kLanes <= head_dim; d += V * kLanes)
+        weigh_columns<F, R, V>(out, out_stride, weights, groups, num_groups, head_dim, d);
+    for (; d < head_dim; d += kLanes) weigh_columns<F, R, 1>(out, out_stride, weights, groups, num_groups, head_dim, d);
 }
 
 // Calls tile(first_row, num_rows) for tiles that are about equal.
@@ -118,53 +132,113 @@ INLINE void for_tiles(int num_rows, const Tile& tile) {
     }
 }
 
-INLINE void multiply_panel(int num_rows, float* sums, int64_t sums_stride, const void* a, int64_t stride,
-                           const uint32_t* panel, int num_pairs) {
+template <KvFormat F, int... kRows>
+INLINE void score_tiles(float* scores, const float* q, int num_rows, const char* const* groups, int head_dim,
+                        std::integer_sequence<int, kRows...>) {
+    using Tile = void (*)(float*, const uint32_t*, const char* const*, int);
+    static constexpr Tile tiles[] = {score_tile<F, kRows + 1>...};
+    const uint32_t* pairs = reinterpret_cast<const uint32_t*>(q);
     for_tiles(num_rows, [&](int first, int count) {
-        multiply_rows(count, sums + first * sums_stride, sums_stride, static_cast<const uint32_t*>(a) + first * stride,
-                      stride, panel, num_pairs, nullptr, 0, std::make_integer_sequence<int, kTile>{});
+        tiles[count - 1](scores + first * kPartition, pairs + first * head_dim / 2, groups, head_dim);
     });
+}
+
+template <KvFormat F, int... kRows>
+INLINE void weigh_tiles(float* out, const float* weights, int num_rows, const char* const* groups, int num_groups,
+                        int head_dim, std::integer_sequence<int, kRows...>) {
+    using Tile = void (*)(float*, int64_t, const uint32_t*, const char* const*, int, int);
+    static constexpr Tile tiles[] = {weigh_tile<F, kRows + 1>...};
+    const uint32_t* pairs = reinterpret_cast<const uint32_t*>(weights);
+    for_tiles(num_rows, [&](int first, int count) {
+        tiles[count - 1](out + first * (head_dim + 2), head_dim + 2, pairs + first * kPartition, groups, num_groups,
+                         head_dim);
+    });
+}
+
+// The groups of a partition in the order in which they are read: keys, values, and what is read after.
+struct Groups {
+    const char* keys[2 * kMostGroups + 2 * kAhead];
+    const char** values;  // within
+    int count;
+};
+
+INLINE int64_t group_at(const Arguments& a, const int* blocks, int kv_head, int key) {
+    const int64_t head = static_cast<int64_t>(blocks[key / a.block_size]) * a.num_kv_heads + kv_head;
+    return (head * (a.block_size / kGroup) + key % a.block_size / kGroup) * a.group_bytes;
+}
+
+// The number of keys is rounded up to whole steps, by the last group again.
+INLINE void find_groups(Groups& groups, const Arguments& a, const Task& task, int first_key, int end_key) {
+    const int* blocks = a.block_tables + static_cast<int64_t>(task.seq) * a.max_blocks;
+    const char *k = static_cast<const char*>(a.k_cache), *v = static_cast<const char*>(a.v_cache);
+    groups.count = (end_key - first_key + kGroup - 1) / kGroup;
+    const int num_read = (groups.count + kStep - 1) / kStep * kStep;
+    groups.values = groups.keys + num_read;
+    for (int i = 0; i < num_read; ++i) {
+        const int64_t at = group_at(a, blocks, task.kv_head, first_key + (i < groups.count ? i : groups.count - 1) * kGroup);
+        groups.keys[i] = k + at;
+        groups.values[i] = v + at;
+    }
+    for (int i = 0; i < kAhead; ++i) {
+        const int key = first_key + kPartition + i * kGroup;
+        groups.values[groups.count + i] = k + group_at(a, blocks, task.kv_head, key < task.end_key ? key : first_key);
+    }
+}
+
+// The scales of a partition's tokens side by side.
+//   scales [kPartition]
+template <KvFormat F>
+INLINE void copy_scales(float* scales, const char* const* groups, int num_groups, int head_dim) {
+    for (int i = 0; i < num_groups; ++i)
+        __builtin_memcpy(scales + i * kGroup, groups[i] + 4 * group_words(F, head_dim), 4 * kGroup);
+}
+
+// The last values of a partition with zeros for those that nobody sees: what was never written may be no number.
+//   tail [kGroup / 2][head_dim], pairs
+INLINE void copy_tail(uint32_t* tail, const char* group, int num_keys, int head_dim) {
+    const uint32_t* from = reinterpret_cast<const uint32_t*>(group);
+    for (int key = 0; key < kGroup; key += 2, tail += head_dim, from += head_dim) {
+        const uint32_t kept = key + 1 < num_keys ? 0xffffffffu : key < num_keys ? 0xffffu : 0;
+        for (int d = 0; d < head_dim; d += kLanes) store_pairs(tail + d, load_pairs(from + d) & kept);
+    }
 }
 
 // One partition of keys for all rows of a task: scores, weights, weighted values.
 //   found [num_rows][head_dim + 2]
-template <>
-inline __attribute__((always_inline)) void attend_partition<bf16>(const Arguments& a, const Task& task, const Scratch& s, int partition, float* found) {
-    const int first_key = partition * kPartition;
-    const int last_end = first_key + kPartition, end_key = task.end_key < last_end ? task.end_key : last_end;
-    const int num_rows = task.num_tokens * a.group, num_keys = end_key - first_key, width = a.head_dim + 2;
-    const int* blocks = a.block_tables + static_cast<int64_t>(task.seq) * a.max_blocks;
-    uint32_t* panel = reinterpret_cast<uint32_t*>(s.panel);
-    fetch(a.k_cache, a, blocks, task.kv_head, first_key, end_key);
-    fetch(a.k_cache, a, blocks, task.kv_head, first_key + kPanel, end_key);
-    for (int key = first_key; key < end_key; key += kPanel) {
-        fetch(a.k_cache, a, blocks, task.kv_head, key + 2 * kPanel, end_key);
-        fetch(a.v_cache, a, blocks, task.kv_head, key, end_key);
-        gather_keys(panel, a, blocks, task.kv_head, key, end_key);
-        multiply_panel(num_rows, s.scores + key - first_key, kPartition, s.q, a.head_dim / 2, panel, a.head_dim / 2);
+template <KvFormat F>
+INLINE void attend_partition(GroupCache<F>, const Arguments& a, const Task& task, const Scratch& s, int partition,
+                             float* found) {
+    constexpr bool is_scaled = F != KvFormat::bf16;
+    constexpr auto rows = std::make_integer_sequence<int, kTile>{};
+    const int first_key = partition * kPartition, last_end = first_key + kPartition;
+    const int end_key = task.end_key < last_end ? task.end_key : last_end;
+    const int num_rows = task.num_tokens * a.group, head_dim = a.head_dim;
+    Groups groups;
+    find_groups(groups, a, task, first_key, end_key);
+    for (int group = 0; group < groups.count; group += kStep)
+        score_tiles<F>(s.scores + group * kGroup, s.q, num_rows, groups.keys + group, head_dim, rows);
+    float *k_scales = s.scales, *v_scales = s.scales + kPartition;
+    if (is_scaled) {
+        copy_scales<F>(k_scales, groups.keys, groups.count, head_dim);
+        copy_scales<F>(v_scales, groups.values, groups.count, head_dim);
+    } else if (end_key % kGroup != 0) {
+        copy_tail(s.tail, groups.values[groups.count - 1], end_key % kGroup, head_dim);
+        groups.values[groups.count - 1] = reinterpret_cast<const char*>(s.tail);
     }
     for (int row = 0; row < num_rows; ++row) {
         const int position = task.first_position + row / a.group;
         const int first_seen = a.sliding_window > 0 ? position - a.sliding_window + 1 - first_key : 0;
-        float* state = found + row * width + a.head_dim;
+        float* state = found + row * (head_dim + 2) + head_dim;
         float* scores = s.scores + row * kPartition;
-        state[1] = soften(reinterpret_cast<bf16*>(scores), scores, num_keys, first_seen, position + 1 - first_key, a.scale,
-                          state);
+        state[1] = soften<is_scaled>(reinterpret_cast<bf16*>(scores), scores, groups.count * kGroup, first_seen,
+                                     position + 1 - first_key, a.scale, k_scales, v_scales, state);
     }
-    const int num_pairs = (num_keys + kLanes - 1) / kLanes * kLanes / 2;
-    for (int d = 0; d < a.head_dim; d += kPanel) {
-        gather_values(panel, a, blocks, task.kv_head, first_key, end_key, num_pairs, d);
-        const bool is_whole = a.head_dim - d >= kPanel;
-        float* sums = is_whole ? found + d : s.values;
-        multiply_panel(num_rows, sums, is_whole ? width : kPanel, s.scores, kPartition, panel, num_pairs);
-        if (is_whole) continue;
-        for (int row = 0; row < num_rows; ++row) store(found + row * width + d, load(s.values + row * kPanel));
-    }
+    weigh_tiles<F>(found, s.scores, num_rows, groups.values, groups.count, head_dim, rows);
 }
 
 // As they are: the scale is for the scores.
-template <>
-inline __attribute__((always_inline)) void load_queries<bf16>(const Arguments& a, const Task& task, float* q) {
+template <KvFormat F>
+INLINE void load_queries(GroupCache<F>, const Arguments& a, const Task& task, float* q) {
     bf16* to = reinterpret_cast<bf16*>(q);
     for (int row = 0; row < task.num_tokens * a.group; ++row) {
         const bf16* from = static_cast<const bf16*>(a.q) + (task.first_token + row / a.group) * a.q_stride +

@@ -5,7 +5,7 @@
 // bits. Sums of bytes are exact, so they are the same on every instruction set and in every order; the float sums of
 // int4's groups run through the depth in one order.
 
-constexpr int kGroupWords = 1 + kGroup / 8;  // of a column: scale and least number, nibbles
+constexpr int kGroupWords = 1 + kScaleGroup / 8;  // of a column: scale and least number, nibbles
 
 typedef int16_t vs __attribute__((vector_size(4 * TRIOSERVE_LANES)));
 
@@ -95,7 +95,7 @@ template <int R>
 void multiply_nibbles(float* sums, const uint32_t* a, int64_t stride, const uint32_t* panel, int num_groups,
                       const char* ahead, int lines) {
     vf total[R][2] = {};
-    const float* tails = reinterpret_cast<const float*>(a + num_groups * (kGroup / 4));
+    const float* tails = reinterpret_cast<const float*>(a + num_groups * (kScaleGroup / 4));
     const float* group_sums = tails + sizeof(RowTail) / 4;
     for (int group = 0; group < num_groups; ++group) {
         for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
@@ -103,7 +103,7 @@ void multiply_nibbles(float* sums, const uint32_t* a, int64_t stride, const uint
         panel += kPanel;
         vi sum[R][2] = {};
 #pragma GCC unroll 4
-        for (int i = 0; i < kGroup / 8; ++i) {
+        for (int i = 0; i < kScaleGroup / 8; ++i) {
             const vu left = load_pairs(panel), right = load_pairs(panel + kLanes);
             const vu left_low = left & 0x0f0f0f0fu, right_low = right & 0x0f0f0f0fu;
             const vu left_high = left >> 4 & 0x0f0f0f0fu, right_high = right >> 4 & 0x0f0f0f0fu;
@@ -115,7 +115,7 @@ void multiply_nibbles(float* sums, const uint32_t* a, int64_t stride, const uint
             }
             panel += kPanel;
         }
-        a += kGroup / 4;
+        a += kScaleGroup / 4;
         for (int r = 0; r < R; ++r) {
             const float least = group_sums[r * stride + group];
             total[r][0] += to_floats(sum[r][0]) * reinterpret_cast<vf>(left_scale << 16);

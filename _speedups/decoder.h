@@ -17,6 +17,7 @@
 #include "attention.h"
 #include "decoder_kernels.h"
 #include "isa.h"
+#include "kv_cache.h"
 #include "memory.h"
 #include "panels.h"
 #include "quantize.h"
@@ -32,6 +33,7 @@ struct DecoderShape {
     bool interleaved;
     const bf16* embeddings;   // [vocab_size][hidden_size], the caller's; null: those of the head
     const float* rope_table;  // [num_positions][2][head_dim / 2], the caller's
+    KvFormat kv_format;
 };
 
 struct Layer {
@@ -45,7 +47,7 @@ class Decoder {
 public:
     // alone_work: multiplications below which the caller works alone.
     Decoder(const DecoderShape& shape, int num_threads, std::vector<int> cpus, int64_t alone_work, Isa isa)
-        : shape_(shape), alone_work_(alone_work), kernels_(kernels_of(isa)), attention_(kernel_of<bf16>(isa)),
+        : shape_(shape), alone_work_(alone_work), kernels_(kernels_of(isa)), attention_(kernel_of(isa, shape.kv_format)),
           team_(num_threads, std::move(cpus)), layers_(static_cast<size_t>(shape.num_layers)),
           head_size_(static_cast<int64_t>(shape.num_heads) * shape.head_dim),
           x_(padded(shape.hidden_size)), sampled_x_(padded(shape.hidden_size)), normed_(padded(shape.hidden_size)),
@@ -206,6 +208,7 @@ private:
         a.sliding_window = sliding_window;
         a.max_queries = step.num_tokens;
         a.scale = 1.0f / __builtin_sqrtf(static_cast<float>(shape_.head_dim));
+        a.group_bytes = group_bytes(shape_.kv_format, shape_.head_dim);
         plan->tasks = cut(a);
         if (sampled) keep_sampled(step, plan->tasks);
         if (team_.size() > 1) plan->splits = split_long(a, plan->tasks, team_.size());
@@ -308,13 +311,14 @@ private:
     void place(const Step& step, const Layer& layer, size_t i) {
         const HeadShape heads{shape_.num_heads, shape_.num_kv_heads, shape_.head_dim, shape_.interleaved,
                               layer.q_norm.get(), layer.k_norm.get(), shape_.eps};
-        const int64_t head_stride = static_cast<int64_t>(step.block_size) * shape_.head_dim;
+        const int64_t group = group_bytes(shape_.kv_format, shape_.head_dim), head_stride = step.block_size / kGroup * group;
         for_rows(step.num_tokens, [&](int row) {
             const int64_t block = step.slot_mapping[row] / step.block_size, offset = step.slot_mapping[row] % step.block_size;
-            const int64_t at = block * shape_.num_kv_heads * head_stride + offset * shape_.head_dim;
+            const int64_t at = block * shape_.num_kv_heads * head_stride + offset / kGroup * group;
+            const KvPlace to{step.k_caches[i] + at, step.v_caches[i] + at, head_stride, static_cast<int>(offset % kGroup),
+                             shape_.kv_format};
             const float* turns = shape_.rope_table + step.positions[row] * shape_.head_dim;
-            kernels_.place_row(q_.row(row), step.k_caches[i] + at, step.v_caches[i] + at, head_stride, heads_.row(row),
-                               turns, heads);
+            kernels_.place_row(q_.row(row), to, heads_.row(row), turns, heads);
         });
     }
 
@@ -353,7 +357,7 @@ private:
     const DecoderShape shape_;
     const int64_t alone_work_;
     const Kernels kernels_;
-    const Kernel<bf16> attention_;
+    const Kernel attention_;
     Team team_;
     std::vector<Layer> layers_;
     Panels head_;

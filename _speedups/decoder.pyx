@@ -2,7 +2,7 @@
 # distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi -pthread
 # distutils: extra_link_args = -pthread
 # distutils: libraries = dl
-# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/quantize.h _speedups/byte_tile.h _speedups/tiles.h _speedups/unit_tile.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
+# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/quantize.h _speedups/byte_tile.h _speedups/tiles.h _speedups/unit_tile.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/kv_cache.h _speedups/kv_write.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
 # cython: language_level = 3, boundscheck = False, wraparound = False, auto_pickle = False, autotestdict = False
 """A step of a whole decoder on the CPU as one call; ``decoder.h`` says how.
 
@@ -35,6 +35,11 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         gelu
         gelu_tanh
 
+    cdef enum class KvFormat(int):
+        bf16
+        int8
+        fp8
+
     cppclass bf16:
         pass
 
@@ -65,6 +70,7 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         bint interleaved
         const bf16* embeddings
         const float* rope_table
+        KvFormat kv_format
 
     struct Layer:
         Panels qkv
@@ -89,8 +95,8 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         const int* seq_lens
         const int* block_tables
         const int64_t* sample_rows
-        bf16** k_caches
-        bf16** v_caches
+        char** k_caches
+        char** v_caches
         bf16* hidden
         int num_tokens
         int num_seqs
@@ -122,6 +128,7 @@ cdef dict _ISAS = {
     "avx512_vnni": Isa.avx512_vnni, "avx512_bf16": Isa.avx512_bf16, "amx": Isa.amx, _EMULATED: Isa.amx_emulated,
 }
 cdef dict _FORMATS = {"bf16": CFormat.bf16, "int8": CFormat.int8, "int4": CFormat.int4}
+cdef dict _KV_FORMATS = {"bfloat16": KvFormat.bf16, "int8": KvFormat.int8, "fp8": KvFormat.fp8}
 cdef dict _ACTIVATIONS = {
     "silu": CActivation.silu, "gelu": CActivation.gelu, "gelu_tanh": CActivation.gelu_tanh
 }
@@ -167,7 +174,8 @@ cdef class Decoder:
     def __cinit__(
         self, *, int num_layers, int hidden_size, int intermediate_size, int num_heads, int num_kv_heads, int head_dim,
         int vocab_size, int num_positions, float rms_norm_eps, str activation, bint is_interleaved,
-        uintptr_t embeddings, uintptr_t rope_table, int num_threads, cpus, int64_t alone_work, str isa
+        uintptr_t embeddings, uintptr_t rope_table, int num_threads, cpus, int64_t alone_work, str isa,
+        str kv_format
     ):
         cdef DecoderShape* shape = &self._shape
         shape.num_layers, shape.hidden_size, shape.intermediate_size = num_layers, hidden_size, intermediate_size
@@ -175,6 +183,7 @@ cdef class Decoder:
         shape.vocab_size, shape.num_positions, shape.eps = vocab_size, num_positions, rms_norm_eps
         shape.activation, shape.interleaved = <CActivation><int>_ACTIVATIONS[activation], is_interleaved
         shape.embeddings, shape.rope_table = <const bf16*>embeddings, <const float*>rope_table
+        shape.kv_format = <KvFormat><int>_KV_FORMATS[kv_format]
         self.isa = isa
         self._decoder.reset(new CDecoder(self._shape, num_threads, cpus, alone_work, <Isa><int>_ISAS[isa]))
 
@@ -275,7 +284,7 @@ cdef class Decoder:
         step.slot_mapping, step.sample_rows = <const int64_t*>slot_mapping, <const int64_t*>sample_rows
         step.cu_seqlens_q, step.seq_lens = <const int*>cu_seqlens_q, <const int*>seq_lens
         step.block_tables, step.hidden = <const int*>block_tables, <bf16*>hidden
-        step.k_caches, step.v_caches = <bf16**>keys.data(), <bf16**>values.data()
+        step.k_caches, step.v_caches = <char**>keys.data(), <char**>values.data()
         step.num_tokens, step.num_seqs, step.num_samples = num_tokens, num_seqs, num_samples
         step.max_blocks, step.num_blocks, step.block_size = max_blocks, num_blocks, block_size
         cdef const char* fault = decoder.fault_of(step)

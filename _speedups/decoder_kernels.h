@@ -9,6 +9,7 @@
 #endif
 
 #include "isa.h"
+#include "kv_cache.h"
 #include "panels.h"
 #include "tiles.h"
 
@@ -21,6 +22,14 @@ struct HeadShape {
     const float* q_norm;  // [head_dim], null: heads are not normalised
     const float* k_norm;
     float eps;
+};
+
+// A token's place in the cache of one layer.
+struct KvPlace {
+    char *k, *v;          // its group in the first KV head
+    int64_t head_stride;  // bytes to the group of the next head
+    int token;            // of the group
+    KvFormat format;
 };
 
 #define TRIOSERVE_BF16_DOT 0
@@ -144,7 +153,7 @@ struct Kernels {
     void (*embed_row)(float* out, const bf16* weights, int size);
     void (*norm_row)(bf16* out, const float* x, const float* weights, int size, float eps);
     void (*norm_bytes)(uint32_t* out, const float* x, const float* weights, int size, float eps);
-    void (*place_row)(bf16* q, bf16* k, bf16* v, int64_t head_stride, float* heads, const float* turns, const HeadShape&);
+    void (*place_row)(bf16* q, const KvPlace&, float* heads, const float* turns, const HeadShape&);
 };
 
 #define TRIOSERVE_KERNELS(set)                                                                                  \

@@ -41,7 +41,7 @@ enum class Activation : int { silu = 0, gelu = 1, gelu_tanh = 2 };
 
 enum class Format : int { bf16 = 0, int8 = 1, int4 = 2 };
 
-constexpr int kGroup = 32;       // weights of a column that share a scale in int4
+constexpr int kScaleGroup = 32;       // weights of a column that share a scale in int4
 constexpr int kByteZero = 128;   // the byte that stands for 0 in int8
 
 struct Panels {
@@ -80,7 +80,7 @@ struct Weights {
 inline int words_of(Format format, int depth) {
     const int size = static_cast<int>(padded(depth));
     if (format == Format::bf16) return size / 2;
-    return format == Format::int8 ? size / 4 + 1 : size / kGroup * (1 + kGroup / 8);
+    return format == Format::int8 ? size / 4 + 1 : size / kScaleGroup * (1 + kScaleGroup / 8);
 }
 
 // What stands behind the numbers of a row of int8, and before the sums of each group, float.
@@ -91,7 +91,7 @@ struct RowTail {
 
 // Words of a row of int8 with all that is behind it, whole cache lines.
 inline int64_t row_words(int depth) {
-    const int64_t tail = static_cast<int64_t>(sizeof(RowTail)) / 4 + padded(depth) / kGroup;
+    const int64_t tail = static_cast<int64_t>(sizeof(RowTail)) / 4 + padded(depth) / kScaleGroup;
     return (padded(depth) / 4 + tail + 15) / 16 * 16;
 }
 

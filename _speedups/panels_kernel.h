@@ -110,8 +110,8 @@ INLINE float number_of(const Panels& panels, const uint32_t* from, int i) {
         __builtin_memcpy(&number, from + (panels.num_words - 1) * kPanel, 4);
         return number * static_cast<float>(static_cast<int>(from[i / 4 * kPanel] >> i % 4 * 8 & 0xff) - kByteZero);
     }
-    const uint32_t* group = from + i / kGroup * kGroupWords * kPanel;
-    const uint32_t word = group[(1 + i % kGroup / 8) * kPanel], bits[2] = {*group << 16, *group & 0xffff0000u};
+    const uint32_t* group = from + i / kScaleGroup * kGroupWords * kPanel;
+    const uint32_t word = group[(1 + i % kScaleGroup / 8) * kPanel], bits[2] = {*group << 16, *group & 0xffff0000u};
     float grid[2];
     __builtin_memcpy(grid, bits, 8);
     return grid[0] * static_cast<float>(word >> (i % 4 * 8 + i % 8 / 4 * 4) & 15) + grid[1];

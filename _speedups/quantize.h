@@ -51,14 +51,14 @@ inline float step_of(float scale) { return std::fabs(scale) > 1e-30f ? 1.0f / sc
 struct Grid {
     float scale, least, error;
     uint32_t bits;  // of scale, and above them of least
-    float nibbles[kGroup];
+    float nibbles[kScaleGroup];
 
     void take(const float* weights, float new_scale, float new_least) {
         scale = new_scale, least = new_least, error = 0.0f;
         bits = narrow(scale);
         bits |= narrow(least) << 16;
         const float steps = step_of(scale);
-        for (int i = 0; i < kGroup; ++i) {
+        for (int i = 0; i < kScaleGroup; ++i) {
             const float nibble = rounded(std::min(std::max((weights[i] - least) * steps, 0.0f), 15.0f));
             const float off = nibble * scale + least - weights[i];
             nibbles[i] = nibble;
@@ -69,23 +69,23 @@ struct Grid {
     // The line through the weights over their nibbles: the best scale and least number for these.
     void fit(const float* weights) {
         float x = 0.0f, y = 0.0f, xx = 0.0f, xy = 0.0f;
-        for (int i = 0; i < kGroup; ++i) {
+        for (int i = 0; i < kScaleGroup; ++i) {
             x += nibbles[i];
             y += weights[i];
             xx += nibbles[i] * nibbles[i];
             xy += nibbles[i] * weights[i];
         }
-        const float spread = kGroup * xx - x * x;
+        const float spread = kScaleGroup * xx - x * x;
         if (spread <= 0.0f) return;
-        const float slope = (kGroup * xy - x * y) / spread;
-        take(weights, slope, (y - slope * x) / kGroup);
+        const float slope = (kScaleGroup * xy - x * y) / spread;
+        take(weights, slope, (y - slope * x) / kScaleGroup);
     }
 };
 
 inline Grid best_grid(const float* weights) {
     constexpr float ranges[] = {1.0f, 0.94f, 0.88f, 0.82f, 0.76f, 0.7f};  // of that from the least to the largest
     float low = weights[0], high = weights[0];
-    for (int i = 1; i < kGroup; ++i) {
+    for (int i = 1; i < kScaleGroup; ++i) {
         low = std::min(low, weights[i]);
         high = std::max(high, weights[i]);
     }
@@ -121,11 +121,11 @@ inline void pack_bytes(uint32_t* to, int num_columns, const float* weights, int 
 
 // The same of int4.
 inline void pack_nibbles(uint32_t* to, int num_columns, const float* weights, int padded_depth) {
-    for (int first = 0; first < padded_depth; first += kGroup) {
+    for (int first = 0; first < padded_depth; first += kScaleGroup) {
         const Grid grid = best_grid(weights + first);
         *to = grid.bits;
         to += num_columns;
-        for (int i = 0; i < kGroup; i += 8, to += num_columns) {
+        for (int i = 0; i < kScaleGroup; i += 8, to += num_columns) {
             *to = 0;
             for (int j = 0; j < 8; ++j)
                 *to |= static_cast<uint32_t>(grid.nibbles[i + j]) << (j < 4 ? 8 * j : 8 * (j - 4) + 4);

@@ -1,6 +1,8 @@
 // rows_kernel.h: what happens to the rows of a step between two products; included once per instruction set, within its
 // namespace (see isa.h). Rows are padded with zeros to whole vectors.
 
+#include "kv_write.h"
+
 INLINE float widen(bf16 x) {
     const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
     float wide;
@@ -69,9 +71,9 @@ INLINE void put_bytes(uint32_t* out, int size, float most, const Numbers& number
     uint32_t* tail = out + padded_size / 4;
     float* group_sums = reinterpret_cast<float*>(tail) + sizeof(RowTail) / 4;
     int sum = 0;
-    for (int first = 0; first < padded_size; first += kGroup) {
+    for (int first = 0; first < padded_size; first += kScaleGroup) {
         vi sums = {};
-        for (int i = first; i < first + kGroup; i += kLanes) {
+        for (int i = first; i < first + kScaleGroup; i += kLanes) {
             const vb bytes = __builtin_convertvector(nearest(numbers(i) * steps), vb);
             *reinterpret_cast<vb_anywhere*>(to + i) = bytes;
             sums += __builtin_convertvector(bytes, vi);
@@ -135,21 +137,24 @@ INLINE void copy_row(bf16* out, const float* x, int size) {
     for (int i = 0; i < size; i += kLanes) store(out + i, load(x + i));
 }
 
-// A token's heads: normalised, rotated, q to its row and k and v to their places in the cache.
-//   q [num_heads][head_dim]   k, v: the token's place of the first KV head, the next head_stride elements further
-//   heads [num_heads + 2 * num_kv_heads][head_dim], q, k and v; used up   turns [2][head_dim / 2]
-inline void place_row(bf16* q, bf16* k, bf16* v, int64_t head_stride, float* heads, const float* turns,
-                      const HeadShape& shape) {
+// A token's heads: normalised, rotated, q to its row and k and v to their place in the cache.
+//   q [num_heads][head_dim]   heads [num_heads + 2 * num_kv_heads][head_dim], q, k and v; used up
+//   turns [2][head_dim / 2]
+inline void place_row(bf16* q, const KvPlace& place, float* heads, const float* turns, const HeadShape& shape) {
     const int size = shape.head_dim, half = size / 2;
+    char *k = place.k, *v = place.v;
+    for (int head = 0; head < shape.num_kv_heads; ++head)
+        fetch_group(k + head * place.head_stride, group_bytes(place.format, size));
     for (int head = 0; head < shape.num_heads; ++head, heads += size, q += size) {
         if (shape.q_norm != nullptr) normalise(heads, shape.q_norm, size, shape.eps);
         turn(heads, turns, half, shape.interleaved);
         copy_row(q, heads, size);
     }
-    for (int head = 0; head < shape.num_kv_heads; ++head, heads += size, k += head_stride) {
+    for (int head = 0; head < shape.num_kv_heads; ++head, heads += size, k += place.head_stride) {
         if (shape.k_norm != nullptr) normalise(heads, shape.k_norm, size, shape.eps);
         turn(heads, turns, half, shape.interleaved);
-        copy_row(k, heads, size);
+        write_key(place, k, heads, size);
     }
-    for (int head = 0; head < shape.num_kv_heads; ++head, heads += size, v += head_stride) copy_row(v, heads, size);
+    for (int head = 0; head < shape.num_kv_heads; ++head, heads += size, v += place.head_stride)
+        write_value(place, v, heads, size);
 }

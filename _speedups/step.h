@@ -16,8 +16,8 @@ struct Step {
     const int* seq_lens;
     const int* block_tables;
     const int64_t* sample_rows;
-    bf16* const* k_caches;  // [num_layers]
-    bf16* const* v_caches;
+    char* const* k_caches;  // [num_layers], as kv_cache.h says
+    char* const* v_caches;
     bf16* hidden;  // [num_samples][hidden_size], what comes out
     int num_tokens, num_seqs, num_samples, max_blocks, num_blocks, block_size;
 };

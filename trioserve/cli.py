@@ -173,7 +173,7 @@ class _Joined(argparse.Action):
 
 def _add_flag(group: Any, name: str, field: FieldInfo, **options: Any) -> None:
     """A flag hands its text on; the settings parse and check it, so that flag, variable and file agree."""
-    if field.annotation is bool:
+    if field.annotation in (bool, bool | None):
         group.add_argument(_flag(name), dest=name, metavar="BOOL", **options)
     elif isinstance(field.default, tuple):
         group.add_argument(_flag(name), dest=name, nargs="+", action="extend", metavar="NAME", **options)

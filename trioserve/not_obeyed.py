@@ -97,8 +97,7 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
     **_flags("controller_port", "there is no controller here", "-1"),
     # weights and KV cache
     **_flags("quantization_param_path", _AS_STORED),
-    **_flags("kv_cache_dtype", _AS_STORED, "auto"),
-    **_flags("quant_policy", _AS_STORED, "0"),
+    **_flags("quant_policy", "kv_cache_dtype says it; int8 instead of 8", "0"),
     **_flags("model_format", _AS_STORED, "hf"),
     **_flags("calculate_kv_scales lm_head_fp32", _AS_STORED, switch=True),
     **_flags("override_attention_dtype", _AS_STORED),

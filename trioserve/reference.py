@@ -96,6 +96,7 @@ NOTES: Final[Mapping[str, str]] = {
     "enable_prefix_caching": "on unless it is turned off",
     "gpu_memory_utilization": "only 0.9 on a CPU; use `cache_max_entry_count`",
     "host": "127.0.0.1 by default, so that nobody else reaches it",
+    "kv_cache_dtype": "auto, bfloat16, int8, fp8 or fp8_e4m3; codes have a scale for each token and KV head",
     "kv_cache_ratio": "of the blocks, what prompts may take while others run",
     "max_concurrency": "above it 429 with Retry-After",
     "max_concurrent_requests": "above it 429 with Retry-After, where LMDeploy lets requests wait",

@@ -48,6 +48,14 @@ def _ernie(**changes: Any) -> Any:
     return transformers.Ernie4_5ForCausalLM(transformers.Ernie4_5Config(**SMALL | changes))
 
 
+def _phi3(**changes: Any) -> Any:
+    return transformers.Phi3ForCausalLM(transformers.Phi3Config(**SMALL | {"pad_token_id": 0} | changes))
+
+
+def _seed_oss(**changes: Any) -> Any:
+    return transformers.SeedOssForCausalLM(transformers.SeedOssConfig(**SMALL | changes))
+
+
 MODELS: Final[dict[str, Callable[[], Any]]] = {
     "llama": _llama,
     "llama-odd-heads-tied": lambda: _llama(
@@ -68,6 +76,9 @@ MODELS: Final[dict[str, Callable[[], Any]]] = {
     ),
     "qwen3": lambda: _qwen3(head_dim=32),
     "ernie": lambda: _ernie(head_dim=16, tie_word_embeddings=True),
+    "phi3": _phi3,
+    "phi3-sliding": lambda: _phi3(sliding_window=9, num_hidden_layers=3),
+    "seed-oss": lambda: _seed_oss(head_dim=32),
     "ernie-biased": lambda: _ernie(head_dim=32, use_bias=True),
 }
 

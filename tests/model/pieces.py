@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trioserve.model.batch import ForwardBatch, LayerCache
+from trioserve.model.batch import CacheLayout, ForwardBatch, LayerCache
 from trioserve.model.decoder import Decoder
 
 BLOCK_SIZE = 16
@@ -27,15 +27,20 @@ class Bench:
 
     model: Decoder
     num_blocks: int = 64
+    layout: CacheLayout | None = None
+    """None: numbers of the model's type."""
     caches: list[LayerCache] = field(init=False)
 
     def __post_init__(self) -> None:
-        shape = (self.num_blocks, self.model.config.num_kv_heads, BLOCK_SIZE, self.model.config.head_dim)
-        # whatever is read without having been written shows
+        config = self.model.config
+        layout = self.layout or CacheLayout(str(self.model.dtype).removeprefix("torch."), config.head_dim)
         self.caches = [
-            LayerCache(*(torch.full(shape, torch.nan, dtype=self.model.dtype) for _ in "kv"))
-            for _ in range(self.model.config.num_hidden_layers)
+            layout.empty(self.num_blocks, config.num_kv_heads, BLOCK_SIZE)
+            for _ in range(config.num_hidden_layers)
         ]
+        for cache in self.caches:
+            for tensor in (cache.k, cache.v):
+                tensor.view(torch.uint8).fill_(0xFF)  # no number in any type: what is read unwritten shows
 
     @torch.inference_mode()
     def run(self, *pieces: Piece) -> Tensor:

@@ -52,6 +52,7 @@ class Product:
             rms_norm_eps=1e-6,
             activation="silu",
             is_interleaved=False,
+            kv_format="bfloat16",
             embeddings=0,
             rope_table=self._turns.data_ptr(),
             num_threads=num_threads,

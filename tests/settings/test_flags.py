@@ -117,13 +117,13 @@ def test_two_values_of_one_setting_in_one_place_are_told_and_equal_ones_are_not(
 
 def test_other_servers_flags_are_refused_as_variables_and_keys_too(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("trioserve.toml").write_text("enable_lora = true\n", encoding="utf-8")
-    monkeypatch.setenv("TRIOSERVE_KV_CACHE_DTYPE", "fp8")
+    monkeypatch.setenv("TRIOSERVE_QUANT_POLICY", "8")
     with pytest.raises(
-        SettingsError, match=r"TRIOSERVE_KV_CACHE_DTYPE = 'fp8' .* enable_lora in trioserve\.toml = True"
+        SettingsError, match=r"TRIOSERVE_QUANT_POLICY = '8' .* enable_lora in trioserve\.toml = True"
     ):
         load_settings()
     Path("trioserve.toml").write_text("enable_lora = false\ndata_parallel_size = 1\n", encoding="utf-8")
-    monkeypatch.setenv("TRIOSERVE_KV_CACHE_DTYPE", "auto")
+    monkeypatch.setenv("TRIOSERVE_QUANT_POLICY", "0")
     load_settings()
 
 

@@ -43,6 +43,7 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"port": "x"}, r"port = 'x': input should be a valid integer"),
         ({"dtype": "int3"}, r"dtype = 'int3': input should be 'auto', 'bfloat16'"),
+        ({"kv_cache_dtype": "fp8_e5m2"}, r"kv_cache_dtype = 'fp8_e5m2': input should be 'auto', .* or 'fp8'"),
         ({"max_num_seqs": 0}, r"max_num_seqs = 0: input should be greater than or equal to 1"),
         ({"block_size": 24}, r"block_size = 24: input should be a multiple of 16"),
         (
@@ -180,6 +181,9 @@ def test_a_wrong_type_in_the_file_is_told_with_file_and_key(line: str, sentence:
         ({"dtype": "float"}, "dtype", "float32"),
         ({"log_level": "WARNING"}, "log_level", "warning"),
         ({"device": "auto"}, "device", "cpu"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype", "fp8"),
+        ({"kv_cache_dtype": "int8"}, "kv_cache_dtype", "int8"),
+        ({"pin_threads": "0"}, "pin_threads", False),
         ({"use_warmup": "1"}, "use_warmup", True),
         ({"gpu_memory_utilization": "0.9", "swap_space": "0"}, "swap_space", 0.0),
     ],

@@ -5,20 +5,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.model.checkpoints import Checkpoints
-from tests.worker.driver import worker_config
+from tests.model.checkpoints import Checkpoints, prompt_of
+from tests.worker.driver import Front, worker_config
 from trioserve.errors import ModelError
+from trioserve.model.batch import CacheLayout
 from trioserve.model.config import read_config
 from trioserve.worker import machine
-from trioserve.worker.kv_cache import MEMORY_SHARE, allocate_kv_cache, block_bytes, plan_num_blocks
+from trioserve.worker.kv_cache import (
+    MEMORY_SHARE,
+    allocate_kv_cache,
+    block_bytes,
+    cache_layout,
+    plan_num_blocks,
+)
+from trioserve.worker.load import load_runner
 
 HERE = Path()
 
 
 def test_a_block_is_keys_and_values_of_all_layers(checkpoints: Checkpoints) -> None:
     model = read_config(checkpoints.folder("llama"))
-    assert block_bytes(model, 16, torch.bfloat16) == 2 * 2 * 2 * 16 * 16 * 2
-    cache = allocate_kv_cache(model, worker_config(HERE, num_blocks=10), torch.bfloat16)
+    layout = CacheLayout("bfloat16", 16)
+    assert block_bytes(model, 16, layout) == 2 * 2 * 2 * 16 * 16 * 2
+    cache = allocate_kv_cache(model, worker_config(HERE, num_blocks=10), layout)
     assert sum(layer.k.nbytes + layer.v.nbytes for layer in cache.layers) == cache.num_bytes
     assert cache.layers[1].v.shape == (10, 2, 16, 16)
 
@@ -59,39 +68,77 @@ def test_too_little_for_one_sequence_says_the_numbers(changes: dict[str, int | N
 def test_memory_that_is_not_there_is_a_sentence(checkpoints: Checkpoints) -> None:
     model = read_config(checkpoints.folder("llama"))
     with pytest.raises(ModelError, match="cannot be allocated"):
-        allocate_kv_cache(model, worker_config(HERE, num_blocks=1 << 40), torch.float32)
+        allocate_kv_cache(model, worker_config(HERE, num_blocks=1 << 40), CacheLayout("float32", 16))
 
 
-def test_the_machine_has_cores_and_memory() -> None:
-    assert 1 <= machine.usable_cores() <= 4096
-    assert 1 << 20 < machine.available_memory_bytes() < 1 << 50
+# ---- what it holds ---------------------------------------------------------------------------------------------------
 
 
-def group(root: Path, **files: str) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (root / name.replace("__", ".")).write_text(text)
-    return root
+def test_auto_is_the_type_of_the_weights(checkpoints: Checkpoints) -> None:
+    model = read_config(checkpoints.folder("llama"))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        layout = cache_layout("auto", model, dtype)
+        assert (layout.dtype, layout.width) == (dtype, model.head_dim)
+    assert cache_layout("bfloat16", model, torch.bfloat16) == cache_layout("auto", model, torch.bfloat16)
 
 
-def test_limits_of_control_groups_of_both_versions_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "dtype", "sentence"),
+    [
+        (
+            "int8",
+            "llama",
+            torch.float32,
+            r"\(weights are float32, not bfloat16\): leave .*, or set dtype to bfloat16$",
+        ),
+        (
+            "fp8",
+            "llama-odd-width",
+            torch.bfloat16,
+            r"\(head_dim 20 is no multiple of 16\): leave it at auto$",
+        ),
+        ("bfloat16", "llama", torch.float32, "bfloat16 weights, these are float32: leave it at auto$"),
+    ],
+)
+def test_what_torchs_layers_cannot_read_stops_the_start(
+    checkpoints: Checkpoints, name: str, checkpoint: str, dtype: torch.dtype, sentence: str
 ) -> None:
-    second = group(
-        tmp_path / "two", cpu__max="50000 100000", memory__max="2000000", memory__current="1500000"
+    with pytest.raises(ModelError, match=f"^kv_cache_dtype {name} needs .*{sentence}"):
+        cache_layout(name, read_config(checkpoints.folder(checkpoint)), dtype)
+    config = worker_config(
+        checkpoints.folder(checkpoint), dtype=str(dtype).removeprefix("torch."), kv_cache_dtype=name
     )
-    (second / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
-    first = group(tmp_path / "one", memory__limit_in_bytes="900000", memory__usage_in_bytes="500000")
-    (first / "memory.stat").write_text("inactive_file 7\ntotal_inactive_file 100\n")
-    unlimited = group(tmp_path / "free", cpu__max="max 100000", memory__max="max", memory__current="5")
-    monkeypatch.setattr(machine, "_groups", lambda controller: iter([second, unlimited]))
-    assert machine.usable_cores() == 1
-    assert machine.available_memory_bytes() == 600_000
-    monkeypatch.setattr(machine, "_groups", lambda controller: iter([first, tmp_path / "absent"]))
-    assert machine.available_memory_bytes() == 400_100
+    with pytest.raises(ModelError, match=sentence):
+        load_runner(config, lambda progress: None, 0.0)
 
 
-def test_an_unlimited_machine_offers_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_groups", lambda controller: iter(()))
-    assert machine.usable_cores() >= 1
-    assert machine.available_memory_bytes() > 1 << 20
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_the_same_memory_holds_nearly_twice_as_many_blocks_of_codes(
+    checkpoints: Checkpoints, name: str
+) -> None:
+    folder = checkpoints.folder("qwen3")
+    counts = []
+    for kept in ("auto", name):
+        config = worker_config(
+            folder, dtype="bfloat16", num_blocks=None, kv_cache_bytes=1 << 20, kv_cache_dtype=kept
+        )
+        _, ready = load_runner(config, lambda progress: None, 0.0)
+        assert ready.kv_cache_dtype == ("bfloat16" if kept == "auto" else name)
+        assert ready.kv_cache_bytes <= 1 << 20
+        counts.append(ready.num_blocks)
+    head_dim = read_config(folder).head_dim
+    assert counts[1] / counts[0] == pytest.approx(2 * head_dim / (head_dim + 4), rel=0.02)
+
+
+def test_a_rank_with_codes_answers_the_same_in_chunks_and_at_once(checkpoints: Checkpoints) -> None:
+    prompt = prompt_of(60, seed=1)
+    outputs = []
+    for chunks in ((60,), (7, 30, 23)):
+        front = Front.of(checkpoints.folder("qwen2"), dtype="bfloat16", kv_cache_dtype="int8")
+        front.admit(0, prompt)
+        for count in chunks:
+            front.step(s0=count)
+        for _ in range(6):
+            front.step(s0=1)
+        outputs.append(front.outputs)
+    assert outputs[0] == outputs[1]

@@ -31,6 +31,7 @@ class Decoder:
         cpus: Sequence[int],
         alone_work: int,
         isa: str,
+        kv_format: str,
     ) -> Self: ...
     def set_layer(
         self,

@@ -65,6 +65,10 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
     speculation: Speculation | None = None
     """How to guess tokens; None: not at all."""
+    kv_cache_dtype: str = "auto"
+    """"auto" keeps keys and values in the weights' type; "bfloat16", "int8" or "fp8"."""
+    pin_threads: bool | None = None
+    """Whether threads keep to a core each while a step runs; None: where they are as many as there are cores."""
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):
@@ -94,6 +98,8 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     """Seconds of each part of the start, in their order and by their names."""
     max_drafting_seqs: int = 0
     """Sequences of a step beyond which guessing tokens cannot pay, as was measured; 0: it never does."""
+    kv_cache_dtype: str = ""
+    """What the KV cache holds, such as "bfloat16" or "int8"."""
 
 
 class Admission(Struct, frozen=True, array_like=True):

@@ -83,6 +83,8 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
         quantization=settings.quantization,
         use_warmup=settings.use_warmup,
         speculation=_speculation(settings.speculative_config),
+        kv_cache_dtype=settings.kv_cache_dtype,
+        pin_threads=settings.pin_threads,
     )
 
 
@@ -121,13 +123,14 @@ def _terminal(settings: Settings) -> TextIO | None:
 
 def _log_ready(ready: WorkerReady, model: ModelFolder, settings: Settings) -> None:
     logger.info(
-        "serving %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%.0f MB), decoder %s, attention %s, "
+        "serving %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%s, %.0f MB), decoder %s, attention %s, "
         "loaded in %.1f s (%s)",
         model.name,
         ready.dtype,
         ready.weights_bytes / 1e6,
         ready.num_blocks,
         settings.block_size,
+        ready.kv_cache_dtype,
         ready.kv_cache_bytes / 1e6,
         ready.decoder,
         ready.attention,

@@ -1,8 +1,13 @@
 """The tensors of one step, as the model reads them."""
 
 from dataclasses import dataclass
+from typing import Final
 
+import torch
 from torch import Tensor
+
+_DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_SCALE_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,42 @@ class ForwardBatch:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """The KV cache of one layer; both [num_blocks, num_kv_heads, block_size, head_dim], written in place."""
+    """The KV cache of one layer, written in place; how it is laid out is ``CacheLayout``'s.
+
+    Both are [num_blocks, num_kv_heads, block_size, width].
+    """
 
     k: Tensor
     v: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """What the KV cache holds of a token in one KV head."""
+
+    name: str
+    """bfloat16, float16, float32, int8 or fp8."""
+    head_dim: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensors: codes and scales are bytes."""
+        return _DTYPES.get(self.name, torch.uint8)
+
+    @property
+    def width(self) -> int:
+        """Elements a token takes in a tensor: a number each, or a code each and the bytes of a float32 scale.
+
+        They are its own, but need not lie together: torch's layers keep rows of numbers, the native decoder keeps what
+        ``_speedups/kv_cache.h`` says.
+        """
+        return self.head_dim if self.name in _DTYPES else self.head_dim + _SCALE_BYTES
+
+    def empty(self, num_blocks: int, num_kv_heads: int, block_size: int) -> LayerCache:
+        """A layer's cache; its memory becomes resident as it is first written.
+
+        Raises:
+            RuntimeError: The memory is not there.
+        """
+        shape = (num_blocks, num_kv_heads, block_size, self.width)
+        return LayerCache(torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype))

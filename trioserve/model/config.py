@@ -247,6 +247,21 @@ _FAMILIES: Final[Mapping[str, _Family]] = {
         head_dim=128,
         max_position_embeddings=32_768,
     ),
+    "Phi3ForCausalLM": _Family(
+        biases=lambda fields: (False, False, False),
+        windows=_mistral_windows,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    ),
+    "SeedOssForCausalLM": _Family(
+        biases=lambda fields: (
+            fields.flag("attention_bias", True),
+            fields.flag("attention_out_bias"),
+            fields.flag("mlp_bias"),
+        ),
+        head_dim=128,
+        max_position_embeddings=524_288,
+    ),
     "Ernie4_5ForCausalLM": _Family(
         rope_style="interleaved",
         rope_theta=500_000.0,

@@ -10,7 +10,7 @@ from trioserve.kernels.activation import activation_mul
 from trioserve.kernels.attention import paged_attention
 from trioserve.kernels.rope import apply_rope
 from trioserve.kernels.store_kv import store_kv
-from trioserve.model.batch import ForwardBatch, LayerCache
+from trioserve.model.batch import CacheLayout, ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.layers import (
     Linear,
@@ -183,6 +183,7 @@ class Decoder(nn.Module):
         quantization: Quantization = "none",
         progress: Progress = unseen,
         *,
+        layout: CacheLayout | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> str:
         """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after.
@@ -191,6 +192,7 @@ class Decoder(nn.Module):
             crew: Who computes the steps where the decoder is one that can be run natively; None: torch's layers.
             quantization: What the weights of native layers are brought to.
             progress: Told of what was borrowed, as it is packed.
+            layout: What the KV cache will hold; None: numbers of the weights' type, as torch's layers need them.
             meanwhile: Called once, just before weights are packed, to start what needs the interpreter's lock for long.
         Returns:
             What computes the steps from now on, such as "native avx512, 2 threads"; or torch's layers, and why.
@@ -201,7 +203,16 @@ class Decoder(nn.Module):
         assert crew is not None or quantization == "none", "torch's layers keep the weights as they are"
         why = "as told" if crew is None else obstacle(self.config, self.dtype)
         if crew is not None and why is None:
-            self._native = self._packed_for(crew, quantization, progress, meanwhile)
+            packed = NativeDecoder(
+                self.config,
+                crew,
+                embeddings=None if self.config.tie_word_embeddings else self.model.embed_tokens.weight.data,
+                rope_table=self.model.rope_table,
+                quantization=quantization,
+                layout=layout or CacheLayout("bfloat16", self.config.head_dim),
+            )
+            self._fill(packed, _Added(packed, self.modules(), progress, meanwhile))
+            self._native = packed
             return self._native.description
         meanwhile()
         for layer in self.modules():
@@ -214,19 +225,9 @@ class Decoder(nn.Module):
         """Memory of the weights of native layers; None without such."""
         return None if self._native is None else self._native.num_bytes
 
-    def _packed_for(
-        self, crew: Crew, quantization: Quantization, progress: Progress, meanwhile: Callable[[], None]
-    ) -> NativeDecoder:
-        """The same decoder, native; what has memory of its own is freed before the next is packed."""
+    def _fill(self, packed: NativeDecoder, added: "_Added") -> None:
+        """Make ``packed`` this decoder; what has memory of its own is freed before the next is packed."""
         model = self.model
-        packed = NativeDecoder(
-            self.config,
-            crew,
-            embeddings=None if self.config.tie_word_embeddings else model.embed_tokens.weight.data,
-            rope_table=model.rope_table,
-            quantization=quantization,
-        )
-        added = _Added(packed, self.modules(), progress, meanwhile)
         for number, layer in enumerate(model.layers):
             assert isinstance(layer, DecoderLayer)
             packed.add_layer(number, native := layer.as_native())
@@ -234,7 +235,6 @@ class Decoder(nn.Module):
         packed.add_head(model.norm, self.lm_head)
         added.extend([self.lm_head])
         added.pack()
-        return packed
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Run a step: write its KV, return the hidden states of the rows that sample.

@@ -34,6 +34,13 @@ class _Target(NamedTuple):
     shard: str | None
 
 
+class _Merged(NamedTuple):
+    """A tensor that holds several others."""
+
+    target: _Target
+    parts: list[str]
+
+
 def resolve_dtype(folder: Path, config: DecoderConfig, asked: str) -> torch.dtype:
     """The type to compute in: what was asked for, or for "auto" what the checkpoint holds.
 
@@ -64,7 +71,7 @@ def load_weights(
     Raises:
         ModelError: No safetensors, a damaged file, or tensors that are missing, unknown or of another shape.
     """
-    targets = checkpoint_targets(model)
+    targets, merged = checkpoint_targets(model), merged_targets(model)
     files = weight_files(folder)
     total = sum(path.stat().st_size for path in files)
     loaded, has_borrowed = 0, False
@@ -75,6 +82,9 @@ def load_weights(
             if name in targets:
                 is_borrowed = _fill(targets[name], name, tensor, may_borrow)
                 missing.discard(name)
+            elif name in merged:
+                _fill(merged[name].target, name, tensor, may_borrow=False)
+                missing.difference_update(merged[name].parts)
             elif not _is_ignored(name, model.config):
                 unknown.append(name)
             if not is_borrowed:
@@ -114,6 +124,19 @@ def checkpoint_targets(model: nn.Module) -> dict[str, _Target]:
                 targets[name] = _Target(layer, parameter, shard)
     if isinstance(model, Decoder) and model.config.tie_word_embeddings:
         del targets["lm_head.weight"]
+    return targets
+
+
+def merged_targets(model: nn.Module) -> dict[str, _Merged]:
+    """The tensors that may stand for several of ``checkpoint_targets``, their rows in the order of a layer's shards."""
+    targets = {}
+    for path, layer in model.named_modules():
+        if not isinstance(layer, WeightedLayer) or not layer.shards:
+            continue
+        parent = path.rpartition(".")[0]
+        for kind, parameter in layer.named_parameters(recurse=False):
+            parts = [f"{parent}.{shard}.{kind}" for shard in layer.shards]
+            targets[f"{path}.{kind}"] = _Merged(_Target(layer, parameter, None), parts)
     return targets
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from trioserve._speedups import decoder as native
 from trioserve.errors import ModelError
 from trioserve.kernels.shapes import ShapeError, Shapes
-from trioserve.model.batch import ForwardBatch, LayerCache
+from trioserve.model.batch import CacheLayout, ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.layers import Linear, RMSNorm
 
@@ -138,8 +138,11 @@ class NativeDecoder:
         embeddings: Tensor | None,
         rope_table: Tensor,
         quantization: Quantization,
+        layout: CacheLayout,
     ) -> None:
         """Begin one; ``add_layer`` for each layer, ``add_head`` and ``pack`` complete it.
+
+        Its KV cache is laid out as ``_speedups/kv_cache.h`` says, with the numbers or codes that ``layout`` names.
 
         Shapes:
             embeddings: [vocab_size, hidden_size] bfloat16, read by every step; None: the head's matrix, packed
@@ -150,6 +153,7 @@ class NativeDecoder:
         self._config = config
         self._quantization: Quantization = quantization
         self._tables = (embeddings, rope_table)
+        self._layout = layout
         self._spare = Spare()
         self._decoder = native.Decoder(
             num_layers=config.num_hidden_layers,
@@ -169,6 +173,7 @@ class NativeDecoder:
             cpus=crew.cpus,
             alone_work=crew.alone_work,
             isa=crew.isa,
+            kv_format=layout.name,
         )
 
     @property
@@ -222,11 +227,11 @@ class NativeDecoder:
             seq_lens=(batch.seq_lens, "num_seqs"),
             block_tables=(batch.block_tables, "num_seqs max_blocks"),
             sample_rows=(batch.sample_rows, "num_samples"),
-            k_cache=(caches[0].k, "num_blocks num_kv_heads block_size head_dim"),
+            k_cache=(caches[0].k, "num_blocks num_kv_heads block_size width"),
         )
         sizes.expect("num_bounds", sizes["num_seqs"] + 1)
         sizes.expect("num_kv_heads", self._config.num_kv_heads)
-        sizes.expect("head_dim", self._config.head_dim)
+        sizes.expect("width", self._layout.width)
         if sizes["block_size"] % _VECTOR:
             raise ShapeError(f"block_size {sizes['block_size']} is no multiple of {_VECTOR}")
         hidden = torch.empty((sizes["num_samples"], self._config.hidden_size), dtype=torch.bfloat16)
@@ -234,8 +239,8 @@ class NativeDecoder:
         self._decoder.forward(
             hidden.data_ptr(),
             **_addresses(tables),
-            k_caches=[_cache(cache.k, caches[0].k) for cache in caches],
-            v_caches=[_cache(cache.v, caches[0].k) for cache in caches],
+            k_caches=[self._cache(cache.k, caches[0].k) for cache in caches],
+            v_caches=[self._cache(cache.v, caches[0].k) for cache in caches],
             num_tokens=sizes["num_tokens"],
             num_seqs=sizes["num_seqs"],
             num_samples=sizes["num_samples"],
@@ -244,6 +249,13 @@ class NativeDecoder:
             block_size=sizes["block_size"],
         )
         return hidden
+
+    def _cache(self, cache: Tensor, first: Tensor) -> int:
+        assert cache.is_contiguous() and cache.dtype == self._layout.dtype, (
+            f"a cache is contiguous {self._layout}"
+        )
+        assert cache.shape == first.shape, "all caches are of one shape"
+        return cache.data_ptr()
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """[num_samples, hidden_size] -> [num_samples, vocab_size] float32."""
@@ -262,12 +274,6 @@ def _tables(batch: ForwardBatch) -> dict[str, Tensor | None]:
     assert all(tables[name].dtype == torch.int64 for name in long), "tokens are int64"
     assert all(tables[name].dtype == torch.int32 for name in short), "tables are int32"
     return tables
-
-
-def _cache(cache: Tensor, first: Tensor) -> int:
-    assert cache.is_contiguous() and cache.dtype == torch.bfloat16, "a cache is contiguous bfloat16"
-    assert cache.shape == first.shape, "all caches are of one shape"
-    return cache.data_ptr()
 
 
 def _pieces(linear: Linear) -> list[tuple[int, int]]:

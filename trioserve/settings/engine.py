@@ -79,6 +79,9 @@ class EngineSettings(SettingsGroup):
     cache_max_entry_count: float | None = Field(default=None, gt=0, lt=1)
     """Share of the memory that is free once the weights are loaded, for the KV cache, instead of kv_cache_bytes. By
     default as much as max_num_seqs sequences can use, at most 0.4."""
+    kv_cache_dtype: Literal["auto", "bfloat16", "int8", "fp8"] = "auto"
+    """What keys and values are kept in; auto is the weights' type. int8 and fp8 (e4m3) have a scale for each token and
+    KV head and hold nearly twice as many tokens; only the native decoder reads them."""
     kv_cache_ratio: float | None = Field(default=None, gt=0, le=1)
     """Share of the KV blocks that prompts may take while others run; the rest is kept for answers. By default one block
     for each that runs is kept, at most a sixteenth of all."""
@@ -89,7 +92,11 @@ class EngineSettings(SettingsGroup):
     enable_prefix_caching: bool = True
     """Whether prompts share the KV blocks of equal beginnings."""
     num_threads: int = Field(default=0, ge=0, le=1024)
-    """Threads a rank computes with; 0: one per physical core."""
+    """Threads a rank computes with, at most as many as can run at once; 0: one per physical core, as far as the quota
+    of the control group goes."""
+    pin_threads: bool | None = None
+    """Whether each thread keeps to a core of its own while a step runs. By default it does where there are as many
+    threads as physical cores."""
     use_warmup: bool = False
     """Whether the ranks compute a prompt of max_num_batched_tokens and decodes before /ready says 200; torch's layers
     those of every batch size up to 64."""
@@ -125,6 +132,11 @@ class EngineSettings(SettingsGroup):
         if value in ("auto", "cpu"):
             return "cpu"
         raise ValueError("only CPUs are computed on, no GPU; leave it out")
+
+    @field_validator("kv_cache_dtype", mode="before")
+    @classmethod
+    def _spell_kv_cache_dtype(cls, value: Any) -> Any:
+        return "fp8" if value == "fp8_e4m3" else value
 
     @property
     def early_stop(self) -> EarlyStopConfig | None:

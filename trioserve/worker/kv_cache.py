@@ -7,8 +7,9 @@ import torch
 
 from trioserve.core.step import WorkerConfig
 from trioserve.errors import ModelError
-from trioserve.model.batch import LayerCache
+from trioserve.model.batch import CacheLayout, LayerCache
 from trioserve.model.config import DecoderConfig
+from trioserve.model.native import obstacle
 from trioserve.worker.machine import available_memory_bytes
 
 MEMORY_SHARE: Final = 0.4
@@ -25,9 +26,33 @@ class KVCache:
     num_bytes: int
 
 
-def block_bytes(model: DecoderConfig, block_size: int, dtype: torch.dtype) -> int:
+def cache_layout(name: str, model: DecoderConfig, dtype: torch.dtype) -> CacheLayout:
+    """What ``name``, a setting's value, means for a model whose weights are ``dtype``.
+
+    Raises:
+        ModelError: Such a cache is read by the native decoder alone, and the model is not one of those that it runs; or
+            the numbers would be of another type than the model's.
+    """
+    model_type = str(dtype).removeprefix("torch.")
+    if name in ("auto", model_type):
+        return CacheLayout(model_type, model.head_dim)
+    if name == "bfloat16":
+        raise ModelError(
+            f"kv_cache_dtype bfloat16 needs bfloat16 weights, these are {model_type}: leave it at auto"
+        )
+    if why := obstacle(model, dtype):
+        raise ModelError(
+            f"kv_cache_dtype {name} needs a model that the native decoder runs, and this one stays on torch's layers "
+            f"({why}): leave it at auto{'' if dtype == torch.bfloat16 else ', or set dtype to bfloat16'}"
+        )
+    return CacheLayout(name, model.head_dim)
+
+
+def block_bytes(model: DecoderConfig, block_size: int, layout: CacheLayout) -> int:
     """Bytes that one block takes in all layers together."""
-    return 2 * model.num_hidden_layers * model.num_kv_heads * block_size * model.head_dim * dtype.itemsize
+    return (
+        2 * model.num_hidden_layers * model.num_kv_heads * block_size * layout.width * layout.dtype.itemsize
+    )
 
 
 def plan_num_blocks(config: WorkerConfig, bytes_per_block: int) -> int:
@@ -59,18 +84,17 @@ def plan_num_blocks(config: WorkerConfig, bytes_per_block: int) -> int:
     return num_blocks
 
 
-def allocate_kv_cache(model: DecoderConfig, config: WorkerConfig, dtype: torch.dtype) -> KVCache:
+def allocate_kv_cache(model: DecoderConfig, config: WorkerConfig, layout: CacheLayout) -> KVCache:
     """Allocate the blocks; their memory becomes resident as they are first written.
 
     Raises:
         ModelError: They would not hold one sequence, or the memory is not there.
     """
-    bytes_per_block = block_bytes(model, config.block_size, dtype)
+    bytes_per_block = block_bytes(model, config.block_size, layout)
     num_blocks = plan_num_blocks(config, bytes_per_block)
-    shape = (num_blocks, model.num_kv_heads, config.block_size, model.head_dim)
     try:
         layers = [
-            LayerCache(torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
+            layout.empty(num_blocks, model.num_kv_heads, config.block_size)
             for _ in range(model.num_hidden_layers)
         ]
     except RuntimeError as exc:

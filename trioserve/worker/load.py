@@ -16,8 +16,8 @@ from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
 from trioserve.model.native import QUANTIZATIONS, Crew, Quantization, obstacle, refuse_quantization
 from trioserve.worker.grammars import Grammars
-from trioserve.worker.kv_cache import allocate_kv_cache
-from trioserve.worker.machine import usable_cpus
+from trioserve.worker.kv_cache import allocate_kv_cache, cache_layout
+from trioserve.worker.machine import Cores, usable_cores
 from trioserve.worker.prices import measure_prices
 from trioserve.worker.runner import ModelRunner
 
@@ -50,13 +50,14 @@ def load_runner(
     _refuse_unsupported(config)
     phases = Phases(started)
     phases.end("imports")
-    cpus = usable_cpus()
-    torch.set_num_threads(config.num_threads or len(cpus))
+    crew = _crew(config, usable_cores())
+    torch.set_num_threads(crew.num_threads)
     folder = Path(config.model_path)
     shape = read_config(folder)
     dtype = resolve_dtype(folder, shape, config.dtype)
     quantization = _quantization(config)
     refuse_quantization(shape, dtype, quantization)
+    layout = cache_layout(config.kv_cache_dtype, shape, dtype)
     model = Decoder(shape, dtype, config.max_model_len)
     progress = _Throttle(report)
     if config.load_format == "dummy":
@@ -65,9 +66,9 @@ def load_runner(
         load_weights(model, folder, progress, may_borrow=obstacle(shape, dtype) is None)
     phases.end("weights mapped")
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    decoder = model.pack(_crew(config, cpus), quantization, progress, meanwhile=meanwhile)
+    decoder = model.pack(crew, quantization, progress, layout=layout, meanwhile=meanwhile)
     phases.end("packed")
-    kv_cache = allocate_kv_cache(shape, config, dtype)
+    kv_cache = allocate_kv_cache(shape, config, layout)
     runner = ModelRunner(
         model,
         kv_cache,
@@ -93,6 +94,7 @@ def load_runner(
         decoder=decoder,
         phases_s=phases.seconds,
         max_drafting_seqs=0 if drafter is None else len(drafter.prices),
+        kv_cache_dtype=layout.name,
     )
     return runner, ready
 
@@ -116,12 +118,13 @@ class Phases:
         return sum(self.seconds[each] for each in names[: names.index(name) + 1])
 
 
-def _crew(config: WorkerConfig, cpus: list[int]) -> Crew:
-    """As many threads as told and as there are cores. They keep to a core each where they have all of them; fewer are
-    left to the system, since another server may be told the same.
+def _crew(config: WorkerConfig, cores: Cores) -> Crew:
+    """As many threads as told and as can run at once. Where they are as many as there are cores, each keeps to one;
+    fewer are left to the system, since others may compute on the same cores, with threads and a quota of their own.
     """
-    num_threads = min(config.num_threads or len(cpus), len(cpus))
-    return Crew(num_threads, cpus if num_threads == len(cpus) else ())
+    num_threads = min(config.num_threads or cores.count, cores.count)
+    is_pinned = num_threads == len(cores.cpus) if config.pin_threads is None else config.pin_threads
+    return Crew(num_threads, cores.cpus[:num_threads] if is_pinned else ())
 
 
 def _quantization(config: WorkerConfig) -> Quantization:
