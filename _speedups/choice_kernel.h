@@ -7,12 +7,13 @@
 //
 // No number (NaN) is less than any: it is no maximum, is never counted or gathered, and its weight is 0.
 //
-// The ladder, one row of 151,936 on a Zen 5 core with AVX-512; `python -m benchmarks.sampling` measures the whole:
-//   a border by bisecting the bits of floats, each pass a vector of counts or sums, instead of nth_element and a sort:
-//     no branch to mispredict; the 50th largest of 2,374 maxima in 2 us instead of 18
-//   2^x with the base's logarithm in the scale, instead of e^x with its two-part reduction: 24 operations a vector
-//     instead of 33
-//   maxima of runs first: the k largest lie in runs whose maxima are among the k largest, so top-k reads k runs again
+// Borders are found by bisecting the bits of floats, each pass a vector of counts or sums, so that no branch depends on a
+// logit. The k largest lie in runs whose maxima are among the k largest maxima, so top-k reads k runs a second time.
+//
+// The ladder, us a row of 151,936 on a Zen 5 core, `python -m benchmarks.sampling`:
+//   e^x with a reduction in two parts, as simd.h has it: temperature 53
+//   2^x with the logarithm of the base in the scale: temperature 30; flat top-p 187 -> 145
+//   AVX2 packs lanes through a table instead of one by one: top-p 95 -> 68 there, flat 945 -> 195
 
 constexpr int kParts = kStrands / kLanes;
 
@@ -180,6 +181,48 @@ static float border_of_top(const float* x, int size, int k, float largest) {
     return float_of(in_order(static_cast<int32_t>(reached)));
 }
 
+// reaching(x, border) = a bit for each lane from `border` up; pack(out, x, bits) = the lanes with a bit, side by side, and
+// anything behind them.
+#if TRIOSERVE_LANES == 16
+INLINE uint32_t reaching(vf x, float border) {
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(border), _CMP_GE_OQ);
+}
+
+INLINE void pack(float* out, vf x, uint32_t bits) {
+    _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), reinterpret_cast<__m512>(x)));
+}
+
+INLINE void pack(int32_t* out, vi x, uint32_t bits) {
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), reinterpret_cast<__m512i>(x)));
+}
+#elif TRIOSERVE_LANES == 8
+struct PackedLanes {  // [bits] = the lanes that have one
+    int32_t lanes[256][8] = {};
+
+    constexpr PackedLanes() {
+        for (int bits = 0; bits < 256; ++bits)
+            for (int lane = 0, count = 0; lane < 8; ++lane)
+                if (bits >> lane & 1) lanes[bits][count++] = lane;
+    }
+};
+static constexpr PackedLanes packed_lanes;
+
+INLINE uint32_t reaching(vf x, float border) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(x), _mm256_set1_ps(border), _CMP_GE_OQ));
+}
+
+INLINE void pack(float* out, vf x, uint32_t bits) {
+    const __m256i lanes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed_lanes.lanes[bits]));
+    _mm256_storeu_ps(out, _mm256_permutevar8x32_ps(reinterpret_cast<__m256>(x), lanes));
+}
+
+INLINE void pack(int32_t* out, vi x, uint32_t bits) {
+    float values[kLanes];
+    pack(values, reinterpret_cast<vf>(x), bits);
+    __builtin_memcpy(out, values, sizeof(values));
+}
+#endif
+
 // Writes the logits from `border` up, and their places, in the order of these; returns how many. What lies behind them
 // is written too.
 //   x [size]   maxima [ceil(size / kRun)], of its runs   values, ids [size + kStrands]
@@ -189,14 +232,14 @@ static int gather(float* values, int32_t* ids, const float* x, const float* maxi
         if (!(maxima[begin / kRun] >= border)) continue;
         const int end = begin + kRun < size ? begin + kRun : size;
         int i = begin;
-#if TRIOSERVE_LANES == 16
-        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#if TRIOSERVE_LANES >= 8
+        vi lanes;
+        for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
         for (; i + kLanes <= end; i += kLanes) {
-            const __m512 found = _mm512_loadu_ps(x + i);
-            const __mmask16 kept = _mm512_cmp_ps_mask(found, _mm512_set1_ps(border), _CMP_GE_OQ);
-            const __m512i places = _mm512_add_epi32(lanes, _mm512_set1_epi32(i));
-            _mm512_storeu_ps(values + count, _mm512_maskz_compress_ps(kept, found));
-            _mm512_storeu_si512(ids + count, _mm512_maskz_compress_epi32(kept, places));
+            const vf found = load(x + i);
+            const uint32_t kept = reaching(found, border);
+            pack(values + count, found, kept);
+            pack(ids + count, lanes + i, kept);
             count += __builtin_popcount(kept);
         }
 #endif
@@ -212,12 +255,12 @@ static int gather(float* values, int32_t* ids, const float* x, const float* maxi
 // Keeps in place the weights from `border` up, or those below it; returns how many.
 INLINE int keep_side(float* weights, int size, float border, bool upper) {
     int count = 0, i = 0;
-#if TRIOSERVE_LANES == 16
+#if TRIOSERVE_LANES >= 8
+    const uint32_t others = upper ? 0 : (1u << kLanes) - 1;
     for (; i + kLanes <= size; i += kLanes) {
-        const __m512 found = _mm512_loadu_ps(weights + i);
-        const __mmask16 reach = _mm512_cmp_ps_mask(found, _mm512_set1_ps(border), _CMP_GE_OQ);
-        const __mmask16 kept = upper ? reach : static_cast<__mmask16>(~reach);
-        _mm512_storeu_ps(weights + count, _mm512_maskz_compress_ps(kept, found));
+        const vf found = load(weights + i);
+        const uint32_t kept = reaching(found, border) ^ others;
+        pack(weights + count, found, kept);
         count += __builtin_popcount(kept);
     }
 #endif

@@ -20,7 +20,7 @@ constexpr int64_t kSerialLogits = 1 << 18;  // below this one thread does all ro
 
 #if defined(__x86_64__)
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,popcnt")
 #define TRIOSERVE_LANES 16
 namespace avx512 {
 #include "simd.h"
@@ -31,7 +31,7 @@ namespace avx512 {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,popcnt")
 #define TRIOSERVE_LANES 8
 namespace avx2 {
 #include "simd.h"
