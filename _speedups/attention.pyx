@@ -1,7 +1,4 @@
 # distutils: language = c++
-# distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi
-# distutils: libraries = dl
-# distutils: depends = _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/kv_cache.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
 # cython: language_level = 3, boundscheck = False, wraparound = False, autotestdict = False
 """Paged attention on the CPU; ``attention.h`` says how.
 

@@ -1,6 +1,4 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False, autotestdict=False
-# distutils: extra_compile_args = -O3
-# distutils: depends = _speedups/siphash.h
 """The KV blocks of one replica: who holds them, which to give out next, and what the full ones contain.
 
 A block is unreferenced (in one of two lists, least recently used first) or referenced (in neither). A full block has

@@ -1,8 +1,4 @@
 # distutils: language = c++
-# distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi -pthread
-# distutils: extra_link_args = -pthread
-# distutils: libraries = dl
-# distutils: depends = _speedups/decoder.h _speedups/step.h _speedups/team.h _speedups/memory.h _speedups/panels.h _speedups/panels_kernel.h _speedups/quantize.h _speedups/byte_tile.h _speedups/tiles.h _speedups/unit_tile.h _speedups/rows_kernel.h _speedups/decoder_kernels.h _speedups/attention.h _speedups/attention_kernel.h _speedups/attention_tiles.h _speedups/kv_cache.h _speedups/kv_write.h _speedups/dot_tile.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
 # cython: language_level = 3, boundscheck = False, wraparound = False, auto_pickle = False, autotestdict = False
 """A step of a whole decoder on the CPU as one call; ``decoder.h`` says how.
 

@@ -1,6 +1,4 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False, autotestdict=False
-# distutils: extra_compile_args = -O3
-# distutils: depends = _speedups/stop_search.h _speedups/utf8.h
 """Token ids to text, as they come: whole characters only, and nothing of a stop string.
 
 A token goes through three stages, each of which may hold something back:

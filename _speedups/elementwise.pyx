@@ -1,7 +1,4 @@
 # distutils: language = c++
-# distutils: extra_compile_args = -O3 -std=c++17 -fno-math-errno -fno-trapping-math -Wno-psabi
-# distutils: libraries = dl
-# distutils: depends = _speedups/elementwise.h _speedups/elementwise_kernel.h _speedups/simd.h _speedups/isa.h _speedups/parallel.h
 # cython: language_level = 3, boundscheck = False, wraparound = False, autotestdict = False
 """What happens to each token between two matrix products on the CPU; ``elementwise.h`` says how.
 

@@ -1,5 +1,4 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, auto_pickle=False, autotestdict=False
-# distutils: extra_compile_args = -O3
 """What came after the last tokens of a sequence when it had them before: drafts of what comes now.
 
 A sequence has one table from the hash of an n-gram to the place of the token that followed it. A newer place takes an

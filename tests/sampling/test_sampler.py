@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tests.sampling.reference import distribution, edited
 from trioserve.core.sampling import EarlyStop, SamplingParams
-from trioserve.sampling.logprobs import score, top_of
+from trioserve.sampling.logprobs import score
 from trioserve.sampling.sampler import Sampler, Samples
 
 VOCAB_SIZE = 300
@@ -148,6 +148,27 @@ def test_a_choice_does_not_depend_on_the_batch_around_it() -> None:
         assert alone.logprobs[0] == together.logprobs[slot]
 
 
+def test_rows_of_one_slot_are_chosen_as_in_steps_of_their_own() -> None:
+    kinds = [params(seed=5), params(seed=6, top_k=20, top_p=0.9, logprobs=2), params(temperature=0.0)]
+    logits = torch.randn(3 * len(kinds), VOCAB_SIZE) * 2
+    slots, positions = [0, 0, 0, 1, 1, 1, 2, 2, 2], [10, 11, 12] * 3
+    together = sample(sampler_with(*kinds), logits, slots, positions)
+    alone = sampler_with(*kinds)
+    for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+        found = sample(alone, logits[row : row + 1], [slot], [position])
+        assert found.token_ids[0] == together.token_ids[row]
+        assert found.logprobs[0] == together.logprobs[row]
+
+
+@pytest.mark.parametrize("fields", CASES, ids=str)
+def test_logits_are_afterwards_what_they_were(fields: dict[str, Any]) -> None:
+    logits = torch.randn(1, VOCAB_SIZE)
+    logits[0, [3, 9, 11]] = torch.tensor([torch.nan, -torch.inf, torch.inf])
+    kept = logits.numpy().tobytes()
+    sample(sampler_with(params(**fields, logprobs=3)), logits, [0], [10])
+    assert logits.numpy().tobytes() == kept
+
+
 def test_the_same_seed_draws_the_same_and_another_position_another() -> None:
     flat = torch.zeros(4, VOCAB_SIZE)
     sampler = sampler_with(*[params(seed=3)] * 3, params(seed=4))
@@ -261,14 +282,14 @@ def test_rows_with_other_scopes_and_counts_share_a_step() -> None:
 
 def test_ties_among_the_likeliest_go_by_id() -> None:
     logits = np.zeros(1000, np.float32)
-    assert top_of(logits, 4).tolist() == [0, 1, 2, 3]
+    assert score(logits, 0, 4).top_ids.tolist() == [0, 1, 2, 3]
     logits[[900, 30, 500]] = 2
-    assert top_of(logits, 4).tolist() == [30, 500, 900, 0]
+    assert score(logits, 0, 4).top_ids.tolist() == [30, 500, 900, 0]
     logits[:] = -np.inf
     logits[999] = 1
-    assert top_of(logits, 4).tolist() == [999, 0, 1, 2]
-    assert len(top_of(logits, 2000)) == 1000
-    assert len(top_of(logits, 0)) == 0
+    assert score(logits, 0, 4).top_ids.tolist() == [999, 0, 1, 2]
+    assert len(score(logits, 0, 2000).top_ids) == 1000
+    assert len(score(logits, 0, 0).top_ids) == 0
 
 
 def test_logits_that_are_no_numbers_do_not_end_the_rank() -> None:

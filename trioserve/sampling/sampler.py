@@ -1,29 +1,28 @@
 """Chooses the next token of every sequence of a step; only rows that ask for work cause any."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trioserve._speedups import sampling as native
+from trioserve._speedups.sampling import Recipes
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import TokenLogprobs
 from trioserve.grammars.backend import Masks, Matcher
 from trioserve.kernels.cpu import ISA
 from trioserve.sampling.constraint import Constraint, Turn
-from trioserve.sampling.edits import LogitEdits
-from trioserve.sampling.filters import choose
-from trioserve.sampling.logprobs import MODELS_OWN, Scope, probability, score
-from trioserve.sampling.random import uniforms
+from trioserve.sampling.logprobs import Scope
 
 FillMasks = Callable[[Sequence[tuple[Matcher, int]], Masks], None]
 """As ``trioserve.grammars.backend.Enforcer.fill_masks``."""
 Follow = Callable[[int, int], Turn | None]
 """``Constraint.take`` or ``Constraint.follow``."""
-_NONE = -1
+_NONE: Final = -1
+_NO_MASKS: Final = np.empty(0, np.int64)
+_NO_SCORES: Final = np.empty((0, 1)), np.empty((0, 0), np.int64)
 
 
 class Samples(NamedTuple):
@@ -40,7 +39,7 @@ class Samples(NamedTuple):
 
 
 class Sampler:
-    """Sampling parameters by slot, and the choice; each row is chosen as if it were alone.
+    """Sampling parameters by slot, and the choice, in one native call; each row is chosen as if it were alone.
 
     What a grammar does not allow has no probability; the others keep theirs in proportion, and all that the parameters
     ask for happens among them. Log probabilities are those that the model gave, whatever a grammar allows.
@@ -50,20 +49,13 @@ class Sampler:
         """``fill_masks`` is needed once a sequence has a grammar."""
         self._vocab_size = vocab_size
         self._fill_masks = fill_masks
+        self._recipes = Recipes(max_num_seqs, vocab_size)
         self._masks = np.empty((max_num_seqs, -(-vocab_size // 32)), np.int32)
         self._constraints: list[Constraint | None] = [None] * max_num_seqs
         self._is_bound = np.zeros(max_num_seqs, np.bool_)
         """[max_num_seqs], whether there is a constraint"""
-        self._params: list[SamplingParams | None] = [None] * max_num_seqs
-        self._edits: list[LogitEdits | None] = [None] * max_num_seqs
-        self._seeds = np.zeros(max_num_seqs, np.uint64)
-        self._is_plain = np.ones(max_num_seqs, np.bool_)
-        """[max_num_seqs], whether the likeliest token of the untouched logits is the choice"""
-        self._num_top = np.full(max_num_seqs, -1)
+        self._num_top = np.full(max_num_seqs, _NONE)
         """[max_num_seqs], alternatives to name, -1 where no log probabilities are asked for"""
-        self._scopes = [MODELS_OWN] * max_num_seqs
-        self._thresholds = np.ones(max_num_seqs)
-        """[max_num_seqs], the probability to exceed for an early stop; nothing exceeds 1"""
 
     def admit(
         self,
@@ -74,155 +66,152 @@ class Sampler:
         constraint: Constraint | None = None,
     ) -> None:
         """Take ``slot`` for a sequence that so far has ``token_ids``, of which the first are its prompt."""
-        edits = None
-        if LogitEdits.needed(params):
-            edits = LogitEdits(params, token_ids, num_prompt_tokens, self._vocab_size)
-        self._params[slot], self._edits[slot] = params, edits
         self._constraints[slot], self._is_bound[slot] = constraint, constraint is not None
-        self._seeds[slot] = params.seed & (2**64 - 1)
-        self._is_plain[slot] = edits is None and params.is_greedy
-        self._num_top[slot] = -1 if params.logprobs is None else params.logprobs
-        self._scopes[slot] = Scope.of(params)
-        self._thresholds[slot] = 1.0 if params.early_stop is None else params.early_stop.threshold
+        self._num_top[slot] = _NONE if params.logprobs is None else min(params.logprobs, self._vocab_size)
+        scope = Scope.of(params)
+        self._recipes.admit(
+            slot,
+            is_greedy=params.is_greedy,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=params.seed & (2**64 - 1),
+            num_top=int(self._num_top[slot]),
+            scope_temperature=scope.temperature,
+            scope_top_p=scope.top_p,
+            certain_above=1.0 if params.early_stop is None else params.early_stop.threshold,
+        )
+        if _has_edits(params):
+            self._edit(slot, params, token_ids, num_prompt_tokens)
 
     def release(self, slot: int) -> None:
         """Forget what ``slot`` held."""
-        self._params[slot] = self._edits[slot] = self._constraints[slot] = None
+        self._recipes.release(slot)
+        self._constraints[slot] = None
 
     def sample(self, logits: Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> Samples:
         """Choose one token a row and take note of it.
 
+        A slot that has neither edits nor a constraint may have several rows.
+
         Shapes:
-            logits: [num_rows, vocab_size], any float type; unchanged
+            logits: [num_rows, vocab_size], any float type; unchanged afterwards
             slots, positions: [num_rows]; the chosen token becomes number ``positions`` of its sequence, from 0
         """
-        values: NDArray[np.float32] = logits.float().numpy()
-        turns: dict[int, Turn] = {}
+        # rows may not share memory, as those of an expanded tensor do, since each is edited where it lies
+        values: NDArray[np.float32] = np.ascontiguousarray(logits.float().numpy())
+        token_ids = np.full(len(slots), _NONE)
+        mask_of, follow = _NO_MASKS, list[tuple[int, Follow]]()
         if self._is_bound[slots].any():
-            token_ids = self._choose_bound(values, slots, positions, turns)
-        elif self._is_plain[slots].all():
-            token_ids = values.argmax(-1)
-        else:
-            token_ids = np.full(len(slots), _NONE)
-            self._choose_rest(values, slots, positions, token_ids, {})
-        return Samples(
+            mask_of, follow = self._constrain(slots, token_ids)
+        num_top = self._num_top[slots]
+        logprobs, top_ids = _room_for_scores(num_top)
+        is_certain = np.zeros(len(slots), np.bool_)
+        self._recipes.choose(
+            values,
+            slots,
+            positions,
+            self._masks,
+            mask_of,
             token_ids,
-            self._logprobs(values, slots, token_ids),
-            self._is_certain(values, slots, token_ids),
-            turns,
+            logprobs,
+            top_ids,
+            is_certain.view(np.uint8),
+            num_threads=torch.get_num_threads(),
+            isa=ISA,
+        )
+        turns = self._turns(follow, slots, positions, token_ids) if follow else {}
+        return Samples(token_ids, _records(num_top, logprobs, top_ids), is_certain, turns)
+
+    def _edit(
+        self, slot: int, params: SamplingParams, token_ids: NDArray[np.int32], num_prompt_tokens: int
+    ) -> None:
+        self._recipes.edit(
+            slot,
+            token_ids,
+            num_prompt_tokens,
+            allowed_ids=params.allowed_token_ids,
+            stop_ids=params.stop_token_ids,
+            first_stop=num_prompt_tokens + params.min_tokens,
+            bias=params.logit_bias,
+            bad_words=params.bad_words,
+            repetition=params.repetition_penalty,
+            frequency=params.frequency_penalty,
+            presence=params.presence_penalty,
         )
 
-    def _choose_bound(
-        self,
-        values: NDArray[np.float32],
-        slots: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        turns: dict[int, Turn],
-    ) -> NDArray[np.int64]:
-        """As ``sample``, where some rows have a constraint, which takes in what is chosen; ``turns`` is filled."""
-        token_ids = np.full(len(slots), _NONE)
+    def _constrain(
+        self, slots: NDArray[np.int64], token_ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], list[tuple[int, Follow]]]:
+        """Write the tokens that are due, and the masks of the grammars.
+
+        Returns:
+            [num_rows], which mask a row has, -1: none; and who takes in the tokens of which rows.
+        """
+        mask_of = np.full(len(slots), _NONE)
         follow: list[tuple[int, Follow]] = []
-        greedy: list[tuple[int, Matcher]] = []
-        others: list[tuple[int, Matcher]] = []
+        masked: list[tuple[Matcher, int]] = []
         for row, slot in enumerate(slots.tolist()):
             constraint = self._constraints[slot]
             if constraint is None:
                 continue
             if (due := constraint.due()) is not None:
                 token_ids[row] = due
-                self._note(slot, due)
                 follow.append((row, constraint.follow))
                 continue
             follow.append((row, constraint.take))
             if constraint.matcher is not None:
-                (greedy if self._is_plain[slot] else others).append((row, constraint.matcher))
-        self._fill(greedy + others)
-        self._choose_likeliest(values, [row for row, _ in greedy], token_ids)
-        masks = {row: self._masks[len(greedy) + number] for number, (row, _) in enumerate(others)}
-        self._choose_rest(values, slots, positions, token_ids, masks)
+                mask_of[row] = len(masked)
+                masked.append((constraint.matcher, len(masked)))
+        if masked:
+            assert self._fill_masks is not None, "a sequence has a grammar and nobody to enforce it"
+            self._fill_masks(masked, self._masks)
+        return mask_of, follow
+
+    def _turns(
+        self,
+        follow: list[tuple[int, Follow]],
+        slots: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        token_ids: NDArray[np.int64],
+    ) -> dict[int, Turn]:
+        """Let the constraints take in what was chosen, and the edits what follows it."""
+        turns: dict[int, Turn] = {}
         chosen, at = token_ids.tolist(), positions.tolist()
         for row, turn_after in follow:
             if (turn := turn_after(chosen[row], at[row])) is not None:
                 turns[row] = turn
-                self._note(int(slots[row]), *turn.forced)
-        return token_ids
+                self._recipes.add(int(slots[row]), turn.forced)
+        return turns
 
-    def _note(self, slot: int, *token_ids: int) -> None:
-        """Let the edits of ``slot`` know of tokens that nobody chose."""
-        edits = self._edits[slot]
-        if edits is not None:
-            for token_id in token_ids:
-                edits.add(token_id)
 
-    def _fill(self, rows: Sequence[tuple[int, Matcher]]) -> None:
-        """Write the masks of ``rows``, one after the other."""
-        if rows:
-            assert self._fill_masks is not None, "a sequence has a grammar and nobody to enforce it"
-            self._fill_masks([(matcher, number) for number, (_, matcher) in enumerate(rows)], self._masks)
+def _has_edits(params: SamplingParams) -> bool:
+    """Whether anything changes the logits."""
+    penalties = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+    return (
+        bool(params.logit_bias or params.bad_words or params.allowed_token_ids)
+        or penalties != (1.0, 0.0, 0.0)
+        or bool(params.min_tokens and params.stop_token_ids)
+    )
 
-    def _choose_likeliest(
-        self, values: NDArray[np.float32], rows: list[int], token_ids: NDArray[np.int64]
-    ) -> None:
-        """For ``rows``, which have the first masks."""
-        if rows:
-            found = np.empty(len(rows), np.int64)
-            native.masked_argmax(
-                values, self._masks, np.array(rows), found, num_threads=torch.get_num_threads(), isa=ISA
-            )
-            token_ids[rows] = found
 
-    def _choose_rest(
-        self,
-        values: NDArray[np.float32],
-        slots: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        token_ids: NDArray[np.int64],
-        masks: dict[int, NDArray[np.int32]],
-    ) -> None:
-        """For the rows that have no token yet; ``masks`` by row."""
-        rest = np.flatnonzero(token_ids == _NONE)
-        if not rest.size:
-            return
-        numbers = uniforms(self._seeds[slots], positions)
-        for row in rest.tolist():
-            logits, slot = values[row], int(slots[row])
-            if row in masks:
-                logits = np.empty_like(logits)
-                if not native.mask_logits(logits, values[row], masks[row], isa=ISA):
-                    logits = values[
-                        row
-                    ]  # nothing is allowed that the model has: whatever it chooses is refused
-            token_ids[row] = (
-                logits.argmax()
-                if self._is_plain[slot]
-                else self._choose(logits, slot, int(positions[row]), float(numbers[row]))
-            )
+def _room_for_scores(num_top: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """[num_rows, 1 + most] for log probabilities and [num_rows, most] for ids, if any row asks for them."""
+    most = int(num_top.max(initial=_NONE))
+    if most == _NONE:
+        return _NO_SCORES
+    return np.empty((len(num_top), 1 + most)), np.empty((len(num_top), most), np.int64)
 
-    def _choose(self, logits: NDArray[np.float32], slot: int, position: int, number: float) -> int:
-        params, edits = self._params[slot], self._edits[slot]
-        assert params is not None, f"slot {slot} samples and is free"
-        if edits is not None:
-            logits = edits.applied(logits, position)
-        token_id = int(logits.argmax()) if params.is_greedy else choose(logits, params, number)
-        if edits is not None:
-            edits.add(token_id)
-        return token_id
 
-    def _logprobs(
-        self, values: NDArray[np.float32], slots: NDArray[np.int64], token_ids: NDArray[np.int64]
-    ) -> list[TokenLogprobs | None]:
-        records: list[TokenLogprobs | None] = [None] * len(slots)
-        for row in np.flatnonzero(self._num_top[slots] >= 0).tolist():
-            slot = slots[row]
-            found = score(values[row], int(token_ids[row]), int(self._num_top[slot]), self._scopes[slot])
-            records[row] = TokenLogprobs(found.logprob, found.top_ids.tolist(), found.top_logprobs.tolist())
-        return records
-
-    def _is_certain(
-        self, values: NDArray[np.float32], slots: NDArray[np.int64], token_ids: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        thresholds = self._thresholds[slots]
-        is_certain = np.zeros(len(slots), np.bool_)
-        for row in np.flatnonzero(thresholds < 1):
-            is_certain[row] = probability(values[row], int(token_ids[row])) > thresholds[row]
-        return is_certain
+def _records(
+    num_top: NDArray[np.int64], logprobs: NDArray[np.float64], top_ids: NDArray[np.int64]
+) -> list[TokenLogprobs | None]:
+    """What was written for the rows that ask for it."""
+    records: list[TokenLogprobs | None] = [None] * len(num_top)
+    if len(logprobs):
+        for row, count in enumerate(num_top.tolist()):
+            if count != _NONE:
+                own, *others = logprobs[row, : 1 + count].tolist()
+                records[row] = TokenLogprobs(own, top_ids[row, :count].tolist(), others)
+    return records
