@@ -11,7 +11,9 @@
 // Weights in int8 or int4 (quantize.h) lie in panels of the same kind, four or eight of them in a column's 32 bits; what
 // they are multiplied with is int8 too, made of each row anew, and sums are of whole numbers (byte_tile.h).
 //
-// A matrix unit (AMX) would be one more `multiply_tile` over panels of its own layout, and a line of `kernels_of` (decoder_kernels.h).
+// A matrix unit (AMX) would be one more `multiply_tile` over panels of its own layout, and a line of `kernels_of`
+// (decoder_kernels.h). Of int8 it can take the panels and rows as they are, 16 words of 16 columns a tile, signed rows
+// and unsigned weights (TDPBSUD): one more `multiply_bytes`.
 //
 // Ladder (Zen 5 with AVX-512 and bf16 dot products, two threads; weights read, GB/s, where reading alone reached 50, in
 // brackets 73; multiplications, G/s, of 512):
