@@ -202,7 +202,11 @@ def make_model(config: DecoderConfig, name: str, crew: Crew) -> Decoder:
     """The same weights for every name: on torch's layers, native, or native and quantized."""
     model = Decoder(config, torch.bfloat16, num_positions=2048)
     dummy_weights(model, seed=0)
+    began = time.process_time()
     model.pack(None if name == "torch" else crew, quantization_of(name))
+    if model.packed_bytes is not None:
+        spent = time.process_time() - began
+        print(f"{name}: {model.packed_bytes / 1e6:.0f} MB, packed in {spent:.1f} s of CPU time")
     return model
 
 
