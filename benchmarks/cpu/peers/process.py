@@ -103,6 +103,8 @@ class EngineProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_TIMEOUT_S)  # its last words come after it has closed its output
             self._words.seek(max(0, self._words.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
             words = self._words.read().decode(errors="replace").strip()
             raise EngineFailed(f"{self.engine.name} ended:\n{words}")

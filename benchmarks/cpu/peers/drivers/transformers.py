@@ -25,7 +25,7 @@ class Transformers:
     def __init__(self, path: str, dtype: torch.dtype, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        self._model.eval()
+        self._model.eval()  # type: ignore[no-untyped-call]  # theirs
         self._model.generation_config.eos_token_id = None
 
     @torch.inference_mode()
