@@ -61,7 +61,7 @@ def _show_roofline(console: Console, results: Results) -> None:
     config = decoder_config({"tie_word_embeddings": True, "max_position_embeddings": 2048, **SHAPES["M"]})
     step = Step(cell.name, cell.num_seqs, 1, cell.prompt_tokens + cell.num_tokens // 2)
     bandwidth = statistics.median(results.bandwidths)
-    share = least_bytes(config, step) * ours.median / bandwidth
+    share = least_bytes(config, step, "none") * ours.median / bandwidth
     spread = f"{min(results.bandwidths) / 1e9:.0f}-{max(results.bandwidths) / 1e9:.0f}"
     verdict = "met" if share >= ROOFLINE else "missed"
     console.print(
