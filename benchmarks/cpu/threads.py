@@ -10,7 +10,6 @@ stream. Before the load it watches the idle server: what share of a core each of
 import argparse
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,8 +17,8 @@ from typing import Final, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cpu.checkpoints import default_cache, make_checkpoint
 from benchmarks.structured.serving import Served, load, running
-from benchmarks.structured.tokens import write_135m
 
 PINNINGS: Final = ("true", "false")
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -107,11 +106,9 @@ def main() -> None:
         tables[0].add_column(heading)
     for heading in ("model", "streams", "pinned", "tokens/s", "ITL p50, ms", "ITL p99, ms"):
         tables[1].add_column(heading)
-    with tempfile.TemporaryDirectory() as folder:
-        write_135m(Path(folder))
-        flags = {"builtin": (), "135M": ("--model", folder, "--load-format", "dummy")}
-        for model in options.models:
-            compare(model, flags[model], options, tables)
+    flags = {"builtin": (), "135M": ("--model", str(make_checkpoint("S", default_cache())))}
+    for model in options.models:
+        compare(model, flags[model], options, tables)
     for table in tables:
         Console(width=120).print(table)
 

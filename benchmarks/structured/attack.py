@@ -9,21 +9,19 @@ costs its prompt, as any other does.
 import multiprocessing
 import os
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import httpx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cpu.checkpoints import default_cache, make_checkpoint
 from benchmarks.structured.schemas import body, hostile
 from benchmarks.structured.serving import Served, load, running
-from benchmarks.structured.tokens import write_135m
 
 _CLIENTS = 8
 _TOKENS = 128
@@ -39,10 +37,8 @@ def main(rounds: int) -> None:
     table = Table("model", "attack", "inter-token, ms", "quiet", "attacked", "ratio")
     with running() as served:
         told = _measure(served, "built-in", rounds, table)
-    with tempfile.TemporaryDirectory() as folder:
-        write_135m(Path(folder))
-        with running("--model", folder, "--load-format", "dummy") as served:
-            told += _measure(served, "135M", rounds, table)
+    with running("--model", str(make_checkpoint("S", default_cache()))) as served:
+        told += _measure(served, "135M", rounds, table)
     Console().print(table)
     print(told)
 
