@@ -28,9 +28,9 @@ from trioserve.output.vocabulary import load_vocabulary
 from trioserve.prompt.renderer import Renderer
 from trioserve.settings import Settings
 
-_STREAMS: Final = (8, 32, 64)
-_WARM_S: Final = 1.0
-_WINDOW_S: Final = 4.0
+_STREAMS: Final = (8, 32)
+_WARM_S: Final = 0.5
+_WINDOW_S: Final = 3.0
 _S_SHAPE: Final = {
     "num_hidden_layers": 30,
     "hidden_size": 576,
@@ -39,7 +39,7 @@ _S_SHAPE: Final = {
     "head_dim": 64,
     "intermediate_size": 1536,
 }
-"""The layers of SmolLM2-135M, with random weights; the vocabulary is the built-in model's, so that tokens have texts."""
+"""SmolLM2-135M's layers with random weights; the vocabulary is the built-in model's, so that tokens have texts."""
 
 
 def main(rounds: int, peer_python: str) -> None:  # there is no peer here
