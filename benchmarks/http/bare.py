@@ -10,7 +10,6 @@ from typing import Any, Final
 import msgspec
 import trio
 from quart import Response, request
-from quart_trio import QuartTrio
 
 from trioserve.core.delta import OutputDelta, Usage
 from trioserve.core.sequence import FinishReason
@@ -18,6 +17,7 @@ from trioserve.engine.lifecycle import Lifecycle
 from trioserve.engine.mailbox import Mailbox
 from trioserve.http import sse
 from trioserve.http.event_writer import PromptPart
+from trioserve.http.quart_app import HttpApp
 from trioserve.http.shortcut import Shortcut
 from trioserve.server.run import run
 from trioserve.settings import Settings
@@ -67,7 +67,7 @@ class Bare:
         self.lifecycle = Lifecycle()
         self._hz = hz
         self._streams: set[Mailbox] = set()
-        self._quart = QuartTrio("bare", static_folder=None)
+        self._quart = HttpApp("bare", static_folder=None)
         self._quart.config["RESPONSE_TIMEOUT"] = None
         self._quart.add_url_rule("/v1/chat/completions", view_func=self._events, methods=["POST"])
         self._quart.add_url_rule("/tokenize", view_func=self._echo, methods=["POST"])
