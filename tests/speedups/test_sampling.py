@@ -230,7 +230,7 @@ def test_a_mask_that_leaves_only_the_impossible_is_obeyed() -> None:
 def test_many_rows_go_to_several_threads(isa: str) -> None:
     torch.set_num_threads(2)  # loads the pool that is borrowed
     kinds = [GREEDY, params(seed=1, logprobs=2), params(seed=2, top_p=0.9), params(seed=3, top_k=9)]
-    recipes, logits = recipes_of(kinds * 20, 8200), drawn(5, 80, 8200, [])
+    recipes, logits = recipes_of(kinds * 130, 8200), drawn(5, 520, 8200, [])
     try:
         together = choose(recipes, logits, isa, num_threads=2, most_top=2)
     finally:
