@@ -73,12 +73,16 @@ def test_answers_are_those_without_guesses(
 
 
 def test_guesses_of_a_text_that_repeats_itself_are_right_and_counted(guessing: Server) -> None:
+    """How many there are is a matter of what they cost, which depends on what else wants the cores."""
     before = counts(guessing)
-    ask(guessing, max_tokens=200)
-    after = counts(guessing)
-    grown = {name: after[name] - before.get(name, 0) for name in after}
-    assert grown["num_accepted_tokens_total"] > 50
-    assert grown["num_draft_tokens_total"] >= grown["num_accepted_tokens_total"]
+    for _ in range(10):
+        ask(guessing, max_tokens=200)
+        after = counts(guessing)
+        grown = {name: after[name] - before.get(name, 0) for name in after}
+        if grown["num_accepted_tokens_total"] > 50:
+            break
+    assert grown["num_draft_tokens_total"] >= grown["num_accepted_tokens_total"] > 50
+    assert grown["num_accepted_tokens_total"] > 0.8 * grown["num_draft_tokens_total"]
     assert grown["num_drafts_total"] >= grown["num_draft_tokens_total"] / 4
 
 
