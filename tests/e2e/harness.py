@@ -79,6 +79,18 @@ class Server:
         """The processes of its ranks."""
         return [pid for pid in descendants(self.process.pid) if b"trioserve.worker" in command_line(pid)]
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Its ranks do nothing while the block is open: what they were at is not over before it was looked at."""
+        pids = self.rank_pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
     def serving_pid(self) -> int:
         """The process that answers HTTP: the parent of the rank."""
         return parent_of(self.rank_pids()[0])

@@ -187,7 +187,7 @@ def stream(watched: Watched, body: dict[str, Any]) -> Any:
 
 def leave(watched: Watched) -> None:
     """Ask for a long answer and leave after its first words."""
-    asked = {"messages": MESSAGES, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    asked = {"messages": MESSAGES, "max_tokens": 7000, "ignore_eos": True, "stream": True}
     url = watched.server.url + "/v1/chat/completions"
     with httpx.stream("POST", url, json=asked, timeout=60) as answer:
         for i, line in enumerate(answer.iter_lines()):
@@ -257,14 +257,15 @@ def test_metrics_are_there_while_the_server_drains(tmp_path: Path) -> None:
         with httpx.stream("POST", server.url + "/v1/chat/completions", json=asked, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
-            server.terminate()
             side = f"http://127.0.0.1:{port}"
-            wait_until(
-                lambda: httpx.get(side + "/ready").json() == {"state": "closing"}, 10, lambda: server.log
-            )
-            assert watched.metrics()["num_requests_running"] == 1
-            with pytest.raises(httpx.TransportError):
-                httpx.get(server.url + "/metrics")
+            with server.paused():
+                server.terminate()
+                wait_until(
+                    lambda: httpx.get(side + "/ready").json() == {"state": "closing"}, 10, lambda: server.log
+                )
+                assert watched.metrics()["num_requests_running"] == 1
+                with pytest.raises(httpx.TransportError):
+                    httpx.get(server.url + "/metrics")
             assert list(lines)[-2] == "data: [DONE]"
         assert server.wait() == 0
         with pytest.raises(httpx.TransportError):

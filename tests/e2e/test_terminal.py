@@ -36,8 +36,9 @@ def test_ctrl_c_stops_the_answer_and_frees_its_blocks_and_the_program_goes_on(se
             terminal.wait_for(PROMPT)
             terminal.type("Hello\n\n")
             wait_until(lambda: server.health()["num_running"] == 1, 20, lambda: f"{server.health()}")
-            terminal.type(CTRL_C)
-            terminal.wait_for("stopped\n")
+            with server.paused():
+                terminal.type(CTRL_C)
+                terminal.wait_for("stopped\n")
             server.wait_idle()
         terminal.wait_for(PROMPT)
         terminal.type("half a line" + CTRL_C)

@@ -383,7 +383,7 @@ async def test_it_sees_nothing_of_our_environment_and_lets_others_go_first(
     async with examining() as examiner:
         (pid,) = examiner.statistics().pids
         assert b"TRIOSERVE" not in of_process(pid, "environ")
-        assert os.getpriority(os.PRIO_PROCESS, pid) == 10
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
         core = next(line for line in of_process(pid, "limits").splitlines() if b"core" in line)
         assert core.split()[4:6] == [b"0", b"0"]
 
