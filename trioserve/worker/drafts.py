@@ -101,18 +101,16 @@ class Drafter:
             return None
         price = self.prices[len(slots) - 1]
         found = [(at, int(slots[at]), int(counts[at])) for at in counts.nonzero()[0].tolist()]
-        for _ in range(2):  # what is not guessed makes the rest dearer
+        while num_guesses:
             counts[:] = 0
+            one = self._factor * price.of(num_guesses) / num_guesses
             for at, slot, length in found:
-                counts[at] = self._affordable(
-                    slot,
-                    length,
-                    self._factor * price.each,
-                    self._factor * price.of(num_guesses) / num_guesses,
-                )
-            if not (num_guesses := int(counts.sum())):
-                return None
-        return counts
+                counts[at] = self._affordable(slot, length, self._factor * price.each, one)
+            num_affordable = int(counts.sum())
+            if num_affordable == num_guesses:
+                return counts
+            num_guesses = num_affordable  # what is not guessed makes the rest dearer
+        return None
 
     def learn(
         self, slots: NDArray[np.int64], num_guessed: NDArray[np.int64], num_right: NDArray[np.int64]

@@ -71,8 +71,7 @@ class ModelRunner:
                 self.drafter.admit(admission.slot, admission.params)
         result = self._compute(plan) if plan.work else StepResult(plan.step_id, [], 0.0)
         step_s = time.perf_counter() - started
-        is_decode = not plan.admitted and len(result.sampled) == len(plan.work)
-        if self.drafter is not None and is_decode and all(item.num_tokens == 1 for item in plan.work):
+        if self.drafter is not None and plan.num_drafts and len(result.sampled) == len(plan.work):
             self.drafter.time(len(plan.work), sum(result.num_drafted), step_s)
         return structs.replace(result, step_s=step_s)
 
