@@ -2,9 +2,9 @@
 
     python -m benchmarks.cpu.threads [--streams 8 32] [--rounds 3] [--requests 4] [--tokens 128] [--idle-s 10]
 
-Every round starts the server anew with ``pin_threads`` true and false in turn, streams to closed-loop clients on the
-same cores (the HTTP process, the rank and the load generator share them), and takes the gaps between the tokens of a
-stream. Before the load it watches the idle server: what share of a core each of its processes uses.
+Every round starts the server anew with ``pin_threads`` true and false, each first in every other round. It streams to
+closed-loop clients on the same cores (the HTTP process, the rank and the load generator share them), and takes the gaps
+between the tokens of a stream. Before the load it watches the idle server: what share of a core its processes use.
 """
 
 import argparse
@@ -70,8 +70,8 @@ def compare(
     """Both pinnings in turn, and a row for each number of streams."""
     runs: dict[tuple[str, int], list[Run]] = {}
     idle: dict[str, list[float]] = {}
-    for _ in range(options.rounds):
-        for pinning in PINNINGS:
+    for number in range(options.rounds):
+        for pinning in PINNINGS if number % 2 == 0 else reversed(PINNINGS):
             with running(*flags, "--pin-threads", pinning) as served:
                 loaded(served, min(options.streams), options)  # caches, imports, kept memory
                 for name, share in idle_shares(served, options.idle_s).items():
