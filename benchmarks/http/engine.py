@@ -1,20 +1,23 @@
 """Tokens a second through HTTP, against those of the same engine without it."""
 
+import gc
 import json
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
+import httpx
 import trio
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.http.events import BODY
-from benchmarks.http.processes import product
+from benchmarks.http.processes import Served, product
 from benchmarks.http.streams import opened
 from trioserve.builtin import MODEL_DIR
 from trioserve.core.sampling import SamplingParams
@@ -29,6 +32,8 @@ from trioserve.prompt.renderer import Renderer
 from trioserve.settings import Settings
 
 _STREAMS: Final = (8, 32)
+_BODY: Final = BODY | {"temperature": 0.0}
+_COUNTER: Final = "vllm:generation_tokens_total"
 _WARM_S: Final = 0.5
 _WINDOW_S: Final = 3.0
 _S_SHAPE: Final = {
@@ -46,32 +51,75 @@ def main(rounds: int, peer_python: str) -> None:  # there is no peer here
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with _s_folder() as folder:
         models = {"built-in": {}, "S's layers": {"model": folder, "load_format": "dummy"}}
-        for _ in range(rounds):
-            for name, settings in models.items():
-                alone = trio.run(alone_per_s, Settings(**settings))  # type: ignore[arg-type]  # checked there
-                for num_streams, rate in zip(_STREAMS, through_http_per_s(settings), strict=True):
-                    found.setdefault((name, num_streams), []).append((rate, alone[num_streams]))
+        for name, settings in models.items():
+            for num_streams, rates in trio.run(compare, settings, rounds):
+                found.setdefault((name, num_streams), []).append(rates)
     show(found)
 
 
-def through_http_per_s(settings: dict[str, str]) -> Iterator[float]:
-    """Pieces of text a second, by number of streams."""
+async def compare(settings: dict[str, str], rounds: int) -> list[tuple[int, tuple[float, float]]]:
+    """Tokens a second through HTTP and without, by number of streams. Both servers are up all the while, and the one
+    that is not measured has nothing to do; who goes first changes from round to round."""
     flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+    found = []
     with product(*flags) as served:
-        for num_streams in _STREAMS:
-            with opened(served, num_streams, BODY) as streams:
-                streams.read(_WARM_S)
-                yield streams.read(_WINDOW_S) / _WINDOW_S
+        async with _alone(Settings(**settings)) as (engine, prompt):  # type: ignore[arg-type]  # checked there
+            for number in range(rounds):
+                for num_streams in _STREAMS:
+                    if number % 2:
+                        alone = await alone_per_s(engine, prompt, num_streams)
+                        through = through_http_per_s(served, num_streams)
+                    else:
+                        through = through_http_per_s(served, num_streams)
+                        alone = await alone_per_s(engine, prompt, num_streams)
+                    found.append((num_streams, (through, alone)))
+    return found
 
 
-async def alone_per_s(settings: Settings) -> dict[int, float]:
-    """The same of the engine in this process, read by nothing else."""
+def through_http_per_s(served: Served, num_streams: int) -> float:
+    """Blocks: meanwhile the engine of this process rests."""
+    with opened(served, num_streams, _BODY) as streams:
+        streams.read(_WARM_S)
+        before, began_at = _num_output_tokens(served), time.monotonic()
+        streams.read(_WINDOW_S)
+        num_tokens = _num_output_tokens(served) - before
+        return num_tokens / (time.monotonic() - began_at)
+
+
+async def alone_per_s(engine: Engine, prompt: list[int], num_streams: int) -> float:
+    """Each stream is read as the engine makes it, and nothing is done with it."""
+    params = SamplingParams(max_tokens=_BODY["max_tokens"], temperature=_BODY["temperature"])
+
+    async def read() -> None:
+        with engine.stream([Sequence(prompt, params)]) as mailbox:
+            while not mailbox.is_done:
+                await mailbox.receive(lambda deltas: all(delta.finish_reason is None for _, delta in deltas))
+
+    async with trio.open_nursery() as nursery:
+        before = engine.meter.num_output_tokens
+        for _ in range(num_streams):
+            nursery.start_soon(read)
+        while engine.meter.num_output_tokens - before < 3 * num_streams:  # noqa: ASYNC110  # nobody tells
+            await trio.sleep(0.05)
+        await trio.sleep(_WARM_S)
+        before, began_at = engine.meter.num_output_tokens, time.monotonic()
+        await trio.sleep(_WINDOW_S)
+        num_tokens = engine.meter.num_output_tokens - before
+        rate = num_tokens / (time.monotonic() - began_at)
+        nursery.cancel_scope.cancel()
+    return rate
+
+
+@asynccontextmanager
+async def _alone(settings: Settings) -> AsyncIterator[tuple[Engine, list[int]]]:
+    """An engine in this process, and the prompt."""
     model = open_model(settings)
     renderer = Renderer.load(model.tokenizer_path)
-    prompt = await renderer.chat(BODY["messages"])
+    prompt = await renderer.chat(_BODY["messages"])
     lifecycle = Lifecycle()
     engine = Engine(settings, model, load_vocabulary(renderer.tokenizer.backend), lifecycle)
-    rates = {}
+    gc.freeze()
+    gc.set_threshold(50_000)  # as the server does
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
@@ -81,40 +129,14 @@ async def alone_per_s(settings: Settings) -> dict[int, float]:
         nursery.start_soon(run)
         while lifecycle.state is ServerState.STARTING:
             await lifecycle.wait_changed()
-        for num_streams in _STREAMS:
-            rates[num_streams] = await _rate(engine, prompt, num_streams)
+        yield engine, prompt
         nursery.cancel_scope.cancel()
-    return rates
 
 
-async def _rate(engine: Engine, prompt: list[int], num_streams: int) -> float:
-    params = SamplingParams(max_tokens=BODY["max_tokens"], temperature=BODY["temperature"])
-    sequences = [Sequence(prompt, params) for _ in range(num_streams)]
-    num_pieces = num_begun = 0
-    counts_from, begun = float("inf"), trio.Event()
-    async with trio.open_nursery() as nursery:
-
-        async def read(seq: Sequence) -> None:
-            nonlocal num_pieces, num_begun
-            with engine.stream([seq]) as mailbox:
-                is_first = True
-                while not mailbox.is_done:
-                    for _, delta in await mailbox.receive():
-                        num_begun += is_first
-                        is_first = False
-                        if num_begun == num_streams:
-                            begun.set()
-                        if delta.text and trio.current_time() >= counts_from:
-                            num_pieces += 1
-
-        for seq in sequences:
-            nursery.start_soon(read, seq)
-        await begun.wait()
-        counts_from = trio.current_time() + _WARM_S
-        await trio.sleep_until(counts_from + _WINDOW_S)
-        counted = num_pieces
-        nursery.cancel_scope.cancel()
-    return counted / _WINDOW_S
+def _num_output_tokens(served: Served) -> int:
+    """That the server has made since it began."""
+    text = httpx.get(f"http://127.0.0.1:{served.port}/metrics", timeout=30).text
+    return int(sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(_COUNTER)))
 
 
 @contextmanager
@@ -135,7 +157,7 @@ def _s_folder() -> Iterator[str]:
 
 
 def show(found: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
-    table = Table(title="pieces of text a second, all streams together: medians, and of the ratios (range)")
+    table = Table(title="tokens a second, all streams together: medians, and of the ratios (range)")
     for column in ("model", "streams", "through HTTP", "engine alone", "ratio"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for (name, num_streams), runs in found.items():

@@ -18,6 +18,8 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 _START_TIMEOUT_S = 180
+_OF_A_PROCESS = 2
+"""Which clock, in the lowest bits of a clock's number; those above are of the process (clock_getcpuclockid)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,5 @@ def _is_ready(url: str) -> bool:
 
 
 def _cpu_s(pid: str) -> float:
-    """By the scheduler's own clock: that of ``stat`` has ticks of 10 ms, which is a tenth of a short run."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
+    """By the clock of the process, which counts threads that have ended too; that of ``stat`` has ticks of 10 ms."""
+    return time.clock_gettime((~int(pid) << 3) | _OF_A_PROCESS)
