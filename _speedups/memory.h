@@ -19,15 +19,16 @@ public:
     explicit Memory(size_t count) {
         if (count == 0) return;
         const size_t page = count * sizeof(T) >= kHuge / 2 ? kHuge : 4096;
-        num_bytes_ = (count * sizeof(T) + page - 1) / page * page;
+        num_bytes_ = count * sizeof(T);
+        const size_t num_whole = (num_bytes_ + page - 1) / page * page;
         const size_t slack = page == kHuge ? kHuge : 0;  // to begin on a huge page
-        num_mapped_ = num_bytes_ + slack;
+        num_mapped_ = num_whole + slack;
         void* mapped = mmap(nullptr, num_mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapped == MAP_FAILED) throw std::bad_alloc();
         mapped_ = mapped;
         at_ = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(mapped) + slack) / page * page);
 #if defined(MADV_HUGEPAGE)
-        if (page == kHuge) madvise(at_, num_bytes_, MADV_HUGEPAGE);
+        if (page == kHuge) madvise(at_, num_whole, MADV_HUGEPAGE);
 #endif
     }
 
@@ -43,7 +44,7 @@ public:
 
     T* get() const { return at_; }
     bool empty() const { return at_ == nullptr; }
-    size_t num_bytes() const { return num_bytes_; }
+    size_t num_bytes() const { return num_bytes_; }  // of the elements; pages may be more
 
 private:
     static constexpr size_t kHuge = 2 << 20;
