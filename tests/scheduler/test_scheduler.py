@@ -55,9 +55,17 @@ class House:
         """seq_ids in the order in which they finished."""
 
     def add(
-        self, prompt: list[int], *, max_tokens: int = 8, priority: int = 0, salt: bytes = b""
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int = 8,
+        priority: int = 0,
+        salt: bytes = b"",
+        owner: str = "",
     ) -> Sequence:
-        seq = Sequence(prompt, SamplingParams(max_tokens=max_tokens), priority=priority, cache_salt=salt)
+        seq = Sequence(
+            prompt, SamplingParams(max_tokens=max_tokens), priority=priority, cache_salt=salt, owner=owner
+        )
         self.scheduler.add(seq)
         return seq
 

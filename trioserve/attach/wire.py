@@ -63,6 +63,7 @@ class Line(Struct, frozen=True, array_like=True):
     """Without their grammar."""
     priority: int
     cache_salt: bytes
+    owner: str
     grammar: int | None
     """Which of ``Open.grammars``."""
 
@@ -248,7 +249,7 @@ def open_message(ticket: int, sequences: SequenceOf[Sequence]) -> Open:
         if params.grammar is not None:
             grammar = grammars.setdefault(params.grammar, len(grammars))
             params = msgspec.structs.replace(params, grammar=None)
-        lines.append(Line(len(prompts) - 1, params, seq.priority, seq.cache_salt, grammar))
+        lines.append(Line(len(prompts) - 1, params, seq.priority, seq.cache_salt, seq.owner, grammar))
     return Open(ticket, [prompt.tobytes() for prompt in prompts], lines, list(grammars))
 
 
@@ -268,6 +269,7 @@ def sequences_of(message: Open) -> list[Sequence]:
                 else msgspec.structs.replace(line.params, grammar=message.grammars[line.grammar]),
                 priority=line.priority,
                 cache_salt=line.cache_salt,
+                owner=line.owner,
             )
             for line in message.lines
         ]
