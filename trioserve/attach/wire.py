@@ -14,7 +14,7 @@ What an attached process has with the owner goes by a ticket, a number of its ow
                     <-  Granted or Refused          before the client hears a status
                     <-  Deltas ...                  all of a step in one frame
     Stop            ->                              end some of them, as if their answers had ended
-    Permit          ->                              one of ``max_concurrency``
+    Permit          ->                              one of the requests that may be served
                     <-  Granted or Refused
     Call            ->                              a request for the owner's own app
                     <-  Head, Part ...              a part waits for
@@ -43,6 +43,7 @@ from trioserve.core.sampling import Grammar, SamplingParams
 from trioserve.core.sequence import Sequence
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.engine.engine import EngineStatistics
+from trioserve.engine.permits import Rate
 from trioserve.errors import EngineError, RequestError, TrioserveError, TryAgain, Unavailable, WireError
 from trioserve.store.database import StoredCompletion
 
@@ -91,6 +92,8 @@ class Permit(Struct, frozen=True, array_like=True, tag="permit"):
     """Take one of the requests that may be served at a time; until Close."""
 
     ticket: int
+    key: str
+    """Whose request it is."""
 
 
 class Call(Struct, frozen=True, array_like=True, tag="call"):
@@ -165,6 +168,8 @@ class Granted(Struct, frozen=True, array_like=True, tag="granted"):
     """The sequences wait or run, the permit is taken, the answer is stored."""
 
     ticket: int
+    rate: Rate | None = None
+    """Of a Permit, where a key's requests of a minute are bounded."""
 
 
 class Refused(Struct, frozen=True, array_like=True, tag="refused"):

@@ -9,7 +9,7 @@ from quart import Response, request
 from trioserve.errors import SettingsError
 from trioserve.http.chat import chat_completions
 from trioserve.http.completions import completions
-from trioserve.http.concurrency import take_permit
+from trioserve.http.concurrency import rate_headers, take_permit
 from trioserve.http.cors import Cors
 from trioserve.http.docs import docs, docs_file, openapi_document
 from trioserve.http.door import Door
@@ -145,6 +145,7 @@ async def _finish(services: Services, door: Door, response: Response) -> Respons
     """What every answer carries, whatever it is."""
     door.mark(response)
     response.headers[HEADER] = request_id_of(request)
+    response.headers.update(rate_headers())
     if services.lifecycle.is_draining and request.http_version.startswith("1"):
         response.headers["connection"] = "close"
     return response
