@@ -231,7 +231,7 @@ INLINE void attend_partition(GroupCache<F>, const Arguments& a, const Task& task
         float* state = found + row * (head_dim + 2) + head_dim;
         float* scores = s.scores + row * kPartition;
         state[1] = soften<is_scaled>(reinterpret_cast<bf16*>(scores), scores, groups.count * kGroup, first_seen,
-                                     position + 1 - first_key, a.scale, k_scales, v_scales, state);
+                                     position + 1 - first_key, a.scale, a.bound, k_scales, v_scales, state);
     }
     weigh_tiles<F>(found, s.scores, num_rows, groups.values, groups.count, head_dim, rows);
 }

@@ -78,8 +78,9 @@ def exact(model: Decoder, token_ids: list[int]) -> tuple[Tensor, Tensor, Tensor]
     """Queries, keys and values of the first layer, of a float32 model."""
     layer = model.model.layers[0]
     assert isinstance(layer, DecoderLayer)
-    config, attention = model.config, layer.self_attn
-    x = layer.input_layernorm(model.model.embed_tokens(torch.tensor(token_ids)))
+    config, attention, norm = model.config, layer.self_attn, layer.norm_named("input_layernorm")
+    assert norm is not None
+    x = norm(model.model.embed_tokens(torch.tensor(token_ids)))
     heads = attention.qkv_proj(x).view(len(token_ids), -1, config.head_dim)
     q, k, v = heads.split([config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
     if attention.q_norm is not None and attention.k_norm is not None:
@@ -140,7 +141,9 @@ def logits_after(model: Decoder, token_ids: list[int], seen: Tensor) -> Tensor:
     layer = model.model.layers[-1]
     assert isinstance(layer, DecoderLayer)
     residual = model.model.embed_tokens(torch.tensor(token_ids))
-    x = layer.mlp(layer.post_attention_layernorm.add(layer.self_attn.o_proj(seen), residual))
+    norm = layer.norm_named("post_attention_layernorm")
+    assert norm is not None
+    x = layer.mlp(norm.add(layer.self_attn.o_proj(seen), residual))
     logits: Tensor = model.lm_head(model.model.norm.add(x, residual))
     return logits
 

@@ -18,7 +18,7 @@ class RopeConfig:
     """Rotary position embedding; fields of other kinds than ``kind`` keep their defaults."""
 
     style: RopeStyle
-    """half: element i pairs with i + head_dim / 2; interleaved: 2 i pairs with 2 i + 1."""
+    """half: element i pairs with i + half of them; interleaved: 2 i pairs with 2 i + 1."""
     theta: float
     kind: RopeKind = "default"
     factor: float = 1.0
@@ -32,13 +32,26 @@ class RopeConfig:
     """Multiplies cos and sin."""
     truncate: bool = True
     """yarn: whether the ramp begins and ends at whole dimensions."""
+    part: float = 1.0
+    """Of a head that is rotated: its first elements, among which they pair."""
+
+    def num_pairs(self, head_dim: int) -> int:
+        """Pairs of a head that are rotated."""
+        return int(head_dim * self.part) // 2
 
 
 def read_rope(
-    values: Mapping[str, Any], style: RopeStyle, default_theta: float, head_dim: int, max_positions: int
+    values: Mapping[str, Any],
+    style: RopeStyle,
+    default_theta: float,
+    head_dim: int,
+    max_positions: int,
+    default_part: float | None = None,
 ) -> RopeConfig:
     """The rotary part of a config: ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
 
+    Args:
+        default_part: Of a head, rotated where the config does not say; None: it may not say anything but all.
     Raises:
         ModelError: The kind is not supported or lacks a number that it needs.
     """
@@ -48,11 +61,10 @@ def read_rope(
     kind = fields.get("rope_type") or fields.get("type") or "default"
     if kind not in _KINDS:
         raise ModelError(f"rope type {kind!r} is not supported; these are: {', '.join(_KINDS)}")
-    if fields.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise ModelError("partial_rotary_factor is not supported, only whole heads are rotated")
+    part = _part(fields, head_dim, default_part)
     theta = _number(fields, "rope_theta", default_theta)
     if kind == "default":
-        return RopeConfig(style, theta)
+        return RopeConfig(style, theta, part=part)
     original = values.get("original_max_position_embeddings") or fields.get(
         "original_max_position_embeddings"
     )
@@ -70,12 +82,47 @@ def read_rope(
         beta_slow=_number(fields, "beta_slow", 1.0),
         attention_factor=_attention_factor(fields, factor) if kind == "yarn" else 1.0,
         truncate=fields.get("truncate") is not False,
+        part=part,
     )
+
+
+def of_layers(values: Mapping[str, Any], kind: str, theta_key: str) -> dict[str, Any]:
+    """What the config would say if all its layers were of ``kind``, of a family whose kinds are rotated differently.
+
+    Older configs have the base of each kind under a key of its own, and scaling is of layers that see everything.
+
+    Raises:
+        ModelError: ``rope_parameters`` does not tell kinds of layers apart.
+    """
+    rest = {key: value for key, value in values.items() if not key.startswith("rope_")}
+    nested = values.get("rope_parameters")
+    if isinstance(nested, dict) and nested:
+        if not {"full_attention", "sliding_attention"} & nested.keys():
+            raise ModelError(
+                "config.json: rope_parameters does not tell full_attention from sliding_attention"
+            )
+        return rest | {"rope_parameters": nested.get(kind)}
+    scaling = values.get("rope_scaling") if kind == "full_attention" else None
+    return rest | {"rope_theta": values.get(theta_key), "rope_scaling": scaling}
+
+
+def _part(fields: Mapping[str, Any], head_dim: int, default: float | None) -> float:
+    """The part of a head that is rotated."""
+    part = _number(fields, "partial_rotary_factor", default or 1.0)
+    if default is None and part != 1.0:
+        raise ModelError(
+            f"partial_rotary_factor {part} is not supported, whole heads are rotated in this architecture"
+        )
+    if part > 1.0 or int(head_dim * part) % 2 or int(head_dim * part) == 0:
+        raise ModelError(
+            f"partial_rotary_factor {part} of head_dim {head_dim} leaves no even number of elements to rotate"
+        )
+    return part
 
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Theta and scaling in one mapping, whichever spelling the config uses."""
-    fields: dict[str, Any] = {"rope_theta": values.get("rope_theta")}
+    fields: dict[str, Any] = {key: values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
     for spelling in ("rope_scaling", "rope_parameters"):
         found = values.get(spelling)
         if isinstance(found, dict):
