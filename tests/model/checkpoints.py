@@ -52,6 +52,13 @@ def _phi3(**changes: Any) -> Any:
     return transformers.Phi3ForCausalLM(transformers.Phi3Config(**SMALL | {"pad_token_id": 0} | changes))
 
 
+def _long(original: int, **changes: Any) -> Any:
+    """longrope; a sequence is long or short in all tests, for the tables have room for 256 tokens."""
+    factors = {"short_factor": [1.0 + i / 9 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": original}
+    return _phi3(rope_parameters=rope | factors, original_max_position_embeddings=original, **changes)
+
+
 def _seed_oss(**changes: Any) -> Any:
     return transformers.SeedOssForCausalLM(transformers.SeedOssConfig(**SMALL | changes))
 
@@ -94,6 +101,8 @@ MODELS: Final[dict[str, Callable[[], Any]]] = {
     "qwen3": lambda: _qwen3(head_dim=32),
     "ernie": lambda: _ernie(head_dim=16, tie_word_embeddings=True),
     "phi3": _phi3,
+    "phi3-long": lambda: _long(original=8),
+    "phi3-short": lambda: _long(original=256, max_position_embeddings=1024),
     "phi3-sliding": lambda: _phi3(sliding_window=9, num_hidden_layers=3),
     "seed-oss": lambda: _seed_oss(head_dim=32),
     "ernie-biased": lambda: _ernie(head_dim=32, use_bias=True),

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trioserve.errors import ModelError
 from trioserve.model.config import DecoderConfig, decoder_config, read_config
 from trioserve.model.families import Scales
+from trioserve.model.rope import rope_table
 from trioserve.model.rope_config import RopeConfig
 
 LLAMA: dict[str, Any] = {
@@ -99,6 +101,20 @@ def test_the_attention_factor_of_yarn_is_given_or_inferred() -> None:
     )
 
 
+def test_longrope_has_two_rotations_and_goes_by_older_names() -> None:
+    factors = {"short_factor": [1.0] * 32, "long_factor": [4.0] * 32}
+    fields = {"max_position_embeddings": 8192, "original_max_position_embeddings": 1024}
+    ropes = [
+        of("Phi3", rope_scaling={"type": kind, **factors}, **fields).rope
+        for kind in ("longrope", "su", "yarn")
+    ]
+    assert ropes[0] == ropes[1] == ropes[2]
+    assert ropes[0].attention_factor == pytest.approx(math.sqrt(1.3))
+    short, long = (rope_table(ropes[0], 64, num_positions) for num_positions in (1024, 1025))
+    assert not torch.equal(short, long[:1024])
+    assert torch.allclose(short[:250], long[:1000:4])
+
+
 @pytest.mark.parametrize(("spelling", "value"), [("dtype", "bfloat16"), ("torch_dtype", "torch.bfloat16")])
 def test_both_spellings_of_dtype_are_read(spelling: str, value: str) -> None:
     assert decoder_config(LLAMA | {spelling: value}).dtype == "bfloat16"
@@ -114,7 +130,11 @@ def test_both_spellings_of_dtype_are_read(spelling: str, value: str) -> None:
         ({"architectures": []}, "names no architecture"),
         ({"architectures": "LlamaForCausalLM"}, "names no architecture"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantized by awq"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "rope type 'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "short_factor is not a list of 32 numbers"),
+        (
+            {"rope_scaling": {"type": "su", "short_factor": [1] * 32, "long_factor": [1] * 31 + [0]}},
+            "long_factor is 0, not a number above 0",
+        ),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not supported"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope parameter factor is None"),
         ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "rope parameter factor is -1"),

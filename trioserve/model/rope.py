@@ -15,13 +15,13 @@ def rope_table(rope: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
         result: [num_positions, 2, num_pairs] float32, cos then sin; num_pairs is head_dim / 2 where whole heads
             are rotated
     """
-    frequencies = inverse_frequencies(rope, head_dim)
+    frequencies = inverse_frequencies(rope, head_dim, num_positions)
     angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
     return torch.stack((angles.cos(), angles.sin()), dim=1) * rope.attention_factor
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each pair.
+def inverse_frequencies(rope: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
+    """Radians per position of each pair; one rotation for all sequences, so longrope asks how long one may become.
 
     Shapes:
         result: [num_pairs] float32
@@ -31,6 +31,9 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     plain = 1.0 / (rope.theta**exponents)
     if rope.kind == "linear":
         return plain / rope.factor
+    if rope.kind == "longrope":
+        is_long = num_positions > rope.original_max_positions
+        return plain / torch.tensor(rope.long_factors if is_long else rope.short_factors)
     if rope.kind == "llama3":
         return _llama3(rope, plain)
     if rope.kind == "yarn":

@@ -8,9 +8,9 @@ from typing import Any, Final, Literal, cast
 from trioserve.errors import ModelError
 
 RopeStyle = Literal["half", "interleaved"]
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "llama3", "longrope", "yarn"]
 
-_KINDS: Final = ("default", "linear", "llama3", "yarn")
+_KINDS: Final = ("default", "linear", "llama3", "longrope", "yarn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class RopeConfig:
     """Multiplies cos and sin."""
     truncate: bool = True
     """yarn: whether the ramp begins and ends at whole dimensions."""
+    short_factors: tuple[float, ...] = ()
+    """longrope: what slows each pair, where no sequence outgrows the first context."""
+    long_factors: tuple[float, ...] = ()
+    """longrope: the same where one may."""
     part: float = 1.0
     """Of a head that is rotated: its first elements, among which they pair."""
 
@@ -59,6 +63,8 @@ def read_rope(
         raise ModelError(f"head_dim {head_dim} is odd and cannot be rotated in pairs")
     fields = _fields(values)
     kind = fields.get("rope_type") or fields.get("type") or "default"
+    if kind in ("su", "yarn") and fields.get("long_factor") is not None:  # what it was called before
+        kind = "longrope"
     if kind not in _KINDS:
         raise ModelError(f"rope type {kind!r} is not supported; these are: {', '.join(_KINDS)}")
     part = _part(fields, head_dim, default_part)
@@ -69,7 +75,8 @@ def read_rope(
         "original_max_position_embeddings"
     )
     original = int(_number({"original": original}, "original", max_positions))
-    factor = _number(fields, "factor", max_positions / original if kind == "yarn" else None)
+    factor = _number(fields, "factor", max_positions / original if kind in ("yarn", "longrope") else None)
+    num_pairs = int(head_dim * part) // 2
     return RopeConfig(
         style,
         theta,
@@ -80,8 +87,10 @@ def read_rope(
         high_freq_factor=_number(fields, "high_freq_factor", None if kind == "llama3" else 4.0),
         beta_fast=_number(fields, "beta_fast", 32.0),
         beta_slow=_number(fields, "beta_slow", 1.0),
-        attention_factor=_attention_factor(fields, factor) if kind == "yarn" else 1.0,
+        attention_factor=_attention_factor(fields, kind, factor, original),
         truncate=fields.get("truncate") is not False,
+        short_factors=_factors(fields, "short_factor", num_pairs) if kind == "longrope" else (),
+        long_factors=_factors(fields, "long_factor", num_pairs) if kind == "longrope" else (),
         part=part,
     )
 
@@ -133,13 +142,24 @@ def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _attention_factor(fields: Mapping[str, Any], factor: float) -> float:
-    """What yarn multiplies cos and sin by, given or inferred.
+def _factors(fields: Mapping[str, Any], key: str, num_pairs: int) -> tuple[float, ...]:
+    factors = fields.get(key)
+    if not isinstance(factors, list) or len(factors) != num_pairs:
+        raise ModelError(f"config.json: the rope parameter {key} is not a list of {num_pairs} numbers")
+    return tuple(_number({key: factor}, key, None) for factor in factors)
 
-    Source: arXiv:2309.00071, and ``mscale`` as transformers' ``_compute_yarn_parameters`` reads it.
+
+def _attention_factor(fields: Mapping[str, Any], kind: str, factor: float, original: int) -> float:
+    """What yarn and longrope multiply cos and sin by, given or inferred.
+
+    Source: arXiv:2309.00071, and ``mscale`` as transformers' ``_compute_yarn_parameters`` reads it; arXiv:2402.13753.
     """
+    if kind not in ("yarn", "longrope"):
+        return 1.0
     if fields.get("attention_factor") is not None:
         return _number(fields, "attention_factor", None)
+    if kind == "longrope":
+        return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
     def mscale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
