@@ -61,11 +61,22 @@ INLINE void weigh_rows(float* out, const float* weights, const Arguments& a, con
         weigh_values<T, R, 1>(out, weights, a, blocks, kv_head, first_key, end_key, d);
 }
 
-// Scales the scores of one query, bounds them if told to, and writes -inf where the key is not seen. Returns the largest
-// in each lane.
-template <bool kScaled, bool kBounded>
-INLINE vf scale_scores(float* scores, int num_keys, int first_seen, int end_seen, float scale, float bound,
-                       const float* k_scales) {
+// Brings the scores of one query to what, scaled, is bound * tanh(scaled / bound).
+//   k_scales [num_keys], null: keys have none; what is not seen may be no number
+INLINE void bound_scores(float* scores, int num_keys, float scale, float bound, const float* k_scales) {
+    for (int i = 0; i < num_keys; i += kLanes) {
+        const vf score = load(scores + i), factor = k_scales == nullptr ? splat(scale) : load(k_scales + i) * scale;
+        store(scores + i, factor != vf{} ? bounded(score * factor, bound) / factor : score);
+    }
+}
+
+// Turns the scores of one query into weights e^(scale * score - most), 0 where the key is not seen; `weights` may lie
+// where `scores` do. Returns the sum of the weights; `most` becomes the largest score, -inf where no key is seen.
+// kScaled: a score is of a key without its scale, and a weight is left for a value without its.
+//   k_scales, v_scales [num_keys], what is not seen may be no number
+template <bool kScaled, typename W>
+INLINE float soften(W* weights, float* scores, int num_keys, int first_seen, int end_seen, float scale,
+                    const float* k_scales, const float* v_scales, float* most) {
     const float none = -__builtin_inff();
     vf lanes = {};
     for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<float>(i);
@@ -75,25 +86,10 @@ INLINE vf scale_scores(float* scores, int num_keys, int first_seen, int end_seen
         const auto seen = (at >= static_cast<float>(first_seen)) & (at < static_cast<float>(end_seen));
         vf score = load(scores + i) * scale;
         if (kScaled) score *= load(k_scales + i);
-        if (kBounded) score = bounded(score, bound);
         const vf kept = seen ? score : splat(none);
         store(scores + i, kept);
         largest = vmax(largest, kept);
     }
-    return largest;
-}
-
-// Turns the scores of one query into weights e^(scale * score - most), 0 where the key is not seen; `weights` may lie
-// where `scores` do. Returns the sum of the weights; `most` becomes the largest score, -inf where no key is seen.
-// kScaled: a score is of a key without its scale, and a weight is left for a value without its.
-//   bound: of scaled scores, 0: none   k_scales, v_scales [num_keys], what is not seen may be no number
-template <bool kScaled, typename W>
-INLINE float soften(W* weights, float* scores, int num_keys, int first_seen, int end_seen, float scale, float bound,
-                    const float* k_scales, const float* v_scales, float* most) {
-    const float none = -__builtin_inff();
-    const vf largest =
-        bound > 0.0f ? scale_scores<kScaled, true>(scores, num_keys, first_seen, end_seen, scale, bound, k_scales)
-                     : scale_scores<kScaled, false>(scores, num_keys, first_seen, end_seen, scale, bound, k_scales);
     *most = lane_max(largest);
     vf total = {};
     for (int i = 0; i < num_keys; i += kLanes) {
@@ -146,8 +142,9 @@ INLINE void attend_partition(RowCache<T>, const Arguments& a, const Task& task, 
         const int first_seen = a.sliding_window > 0 ? position - a.sliding_window + 1 - first_key : 0;
         float* state = found + row * width + a.head_dim;
         float* scores = s.scores + row * kPartition;
-        state[1] = soften<false>(scores, scores, num_keys, first_seen, position + 1 - first_key, 1.0f, a.bound, nullptr,
-                                 nullptr, state);
+        if (a.bound > 0.0f) bound_scores(scores, num_keys, 1.0f, a.bound, nullptr);
+        state[1] = soften<false>(scores, scores, num_keys, first_seen, position + 1 - first_key, 1.0f, nullptr, nullptr,
+                                 state);
     }
     for (int row = 0; row < num_rows; row += 4) {
         const float* weights = s.scores + row * kPartition;

@@ -1,8 +1,9 @@
 // decoder.h: a whole step of a decoder in one call: embedding, layers, the last norm; and the head's product.
 //
-// What a decoder is, is data: `DecoderShape` and a `Layer` for each layer. A step is a sequence of phases; in each all
+// What a decoder is, is data (layer.h): `DecoderShape` and a `Layer` for each layer. A step is a sequence of phases; in each all
 // threads claim tasks until none is left (team.h). The residual is float32, what is multiplied is bf16, sums are
-// float32; or, in the products whose weights are int8 or int4, what is multiplied is int8, sums are int32. Every number a row is given depends on that row, its position and the keys before it, never on its
+// float32; or, in the products whose weights are int8 or int4, what is multiplied is int8, sums are int32. Every number
+// a row is given depends on that row, its position and the keys before it, never on its
 // neighbours in the batch: products run through their depth in one order (panels.h), attention goes through its keys in
 // partitions that lie at fixed positions (attention.h), and norms are of one row.
 #pragma once
@@ -18,6 +19,7 @@
 #include "decoder_kernels.h"
 #include "isa.h"
 #include "kv_cache.h"
+#include "layer.h"
 #include "memory.h"
 #include "panels.h"
 #include "quantize.h"
@@ -25,34 +27,6 @@
 #include "team.h"
 
 namespace trioserve {
-
-struct DecoderShape {
-    int num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, vocab_size, num_positions;
-    float eps;
-    Activation activation;
-    bool interleaved;
-    int num_pairs;            // of a head that are rotated
-    const bf16* embeddings;   // [vocab_size][hidden_size], the caller's; null: those of the head
-    KvFormat kv_format;
-    NormKind norm_kind;
-    bool heads_together;      // whether the heads of q, and those of k, are normalised together, where they are
-    bool is_parallel;         // whether the MLP reads what attention reads
-    float embedding_scale, residual_scale, attention_scale, logits_scale;
-    float attention_bound, logits_bound;  // 0: none
-};
-
-struct NormWeights {
-    Memory<float> weights, bias;  // [hidden_size], padded; no weights: there is no norm
-};
-
-struct Layer {
-    Panels qkv, o, gate_up, down;
-    Memory<float> qkv_bias, o_bias, gate_up_bias, down_bias;  // empty: none
-    NormWeights before_attention, after_attention, before_mlp, after_mlp;
-    Memory<float> q_norm, k_norm;
-    const float* rope_table = nullptr;  // [num_positions][2][num_pairs], the caller's; null: heads are not rotated
-    int sliding_window = 0;             // 0: none
-};
 
 class Decoder {
 public:
@@ -134,7 +108,7 @@ public:
         team_.run([&](int member) {
             run_layers(step, member);
             kernels_.leave();
-        }, is_small(layer_work(), step.num_tokens));
+        }, is_small(layer_work(shape_), step.num_tokens));
     }
 
     // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size]
@@ -158,12 +132,6 @@ private:
         std::vector<Task> tasks;
         std::vector<Split> splits;
     };
-
-    // Multiplications of a row with the weights of all layers.
-    int64_t layer_work() const {
-        const int64_t heads = 2 * head_size_ + 2 * int64_t{shape_.num_kv_heads} * shape_.head_dim;
-        return shape_.num_layers * shape_.hidden_size * (heads + 3 * int64_t{shape_.intermediate_size});
-    }
 
     // Whether the caller does it sooner than a helper that something else keeps from its core lets it go on. Up to some
     // rows a product takes as long as reading its weights.
@@ -281,7 +249,7 @@ private:
         const size_t size = static_cast<size_t>(shape_.hidden_size);
         for_rows(step.num_samples, [&](int i) {
             add(sampled_x_, i, layers_.back().after_mlp);
-            kernels_.norm_row(normed_.row(i), sampled_x_.row(i), norm_of(final_norm_));
+            kernels_.norm_row(normed_.row(i), sampled_x_.row(i), final_norm_.on(shape_));
             std::memcpy(step.hidden + i * size, normed_.row(i), size * sizeof(bf16));
         });
     }
@@ -326,7 +294,7 @@ private:
     }
 
     // Whether what is added to the residual is changed before.
-    bool is_changed(const NormWeights& after) const { return after.weights.get() != nullptr || shape_.residual_scale != 1.0f; }
+    bool is_changed(const NormWeights& after) const { return !after.weights.empty() || shape_.residual_scale != 1.0f; }
 
     // A product that is added to the residual at once where it is as it is, or else by `add`.
     Finish adding(const Table<float>& x, const Memory<float>& bias, const NormWeights& after) const {
@@ -336,20 +304,15 @@ private:
     }
 
     void add(const Table<float>& x, int row, const NormWeights& after) {
-        if (is_changed(after)) kernels_.add_row(x.row(row), added_.row(row), norm_of(after), shape_.residual_scale);
-    }
-
-    Norm norm_of(const NormWeights& norm) const {
-        return {norm.weights.get() == nullptr ? NormKind::none : shape_.norm_kind, norm.weights.get(), norm.bias.get(),
-                shape_.hidden_size, shape_.eps};
+        if (is_changed(after)) kernels_.add_row(x.row(row), added_.row(row), after.on(shape_), shape_.residual_scale);
     }
 
     // The normed row as `next` takes it.
     void norm(const Table<float>& x, int row, const NormWeights& weights, const Panels& next) {
         if (next.format == Format::bf16)
-            kernels_.norm_row(normed_.row(row), x.row(row), norm_of(weights));
+            kernels_.norm_row(normed_.row(row), x.row(row), weights.on(shape_));
         else
-            kernels_.norm_bytes(bytes_.row(row), x.row(row), norm_of(weights));
+            kernels_.norm_bytes(bytes_.row(row), x.row(row), weights.on(shape_));
     }
 
     Rows normed_for(const Panels& panels) const { return panels.format == Format::bf16 ? pairs(normed_) : bytes(); }

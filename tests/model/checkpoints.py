@@ -152,7 +152,7 @@ MODELS: Final[dict[str, Callable[[], Any]]] = {
             {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, {}
         ),
     ),
-    "smollm3": lambda: _made("SmolLM3", num_hidden_layers=4, no_rope_layer_interval=2),
+    "smollm3": lambda: _made("SmolLM3", num_hidden_layers=3, no_rope_layer_interval=2),
     "smollm3-sliding": lambda: _made(
         "SmolLM3",
         num_hidden_layers=3,

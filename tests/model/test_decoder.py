@@ -115,10 +115,8 @@ def test_what_tells_families_apart_is_seen(
     """By far more than the native decoder errs."""
     folder = checkpoints.folder(name)
     config = read_config(folder)
-    other = replace(config if part == "config" else getattr(config, part), **wrong)
-    model = Decoder(
-        other if part == "config" else replace(config, **{part: other}), torch.float32, num_positions=256
-    )
+    changes = wrong if part == "config" else {part: replace(getattr(config, part), **wrong)}
+    model = Decoder(replace(config, **changes), torch.float32, num_positions=256)
     load_weights(model, folder)
     found, expected = Bench(model).run(Piece(TEXT, 0, len(TEXT), BLOCKS)), checkpoints.logits(name, TEXT)
     assert (found - expected).square().mean().sqrt() > 0.06 * expected.square().mean().sqrt()

@@ -18,6 +18,7 @@ from trioserve.kernels.rope import apply_rope
 from trioserve.model.batch import CacheLayout, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.decoder import Decoder, DecoderLayer
+from trioserve.model.families import Scales
 from trioserve.model.native import Crew
 from trioserve.worker.kv_cache import block_bytes
 
@@ -125,6 +126,17 @@ def test_attention_is_that_of_float64_over_what_is_kept(name: str, isa: str) -> 
     assert error(found, expected) < TOLERANCE
     without = error(expected, logits_after(plain, text, attended(q, exact_k, exact_v)))
     assert without < {"bfloat16": 0.01, "int8": 0.02, "fp8": 0.1}[name]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("name", "tolerance"), [("bfloat16", 0.02), ("int8", 0.03), ("fp8", 0.12)])
+def test_bounds_are_of_scores_that_have_their_scales(name: str, tolerance: float, isa: str) -> None:
+    bounds = Scales(attention=1.0, attention_bound=1.5)
+    config, free = (config_of(scales=scales) for scales in (bounds, replace(bounds, attention_bound=None)))
+    piece = Piece(TEXT, 0, 75, BLOCKS)
+    expected = Bench(made(config, torch.float32)).run(piece)
+    assert error(bench_of(config, name, isa).run(piece), expected) < tolerance
+    assert error(bench_of(free, name, isa).run(piece), expected) > 3 * tolerance
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
