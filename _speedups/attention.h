@@ -66,6 +66,7 @@ struct Arguments {
     int sliding_window;  // 0: none
     int max_queries;     // sequences with more query tokens are left out
     float scale;
+    float bound;         // a scaled score s counts as bound * tanh(s / bound); 0: as it is
     int64_t group_bytes;  // of a GroupCache
 };
 

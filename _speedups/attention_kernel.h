@@ -61,6 +61,15 @@ INLINE void weigh_rows(float* out, const float* weights, const Arguments& a, con
         weigh_values<T, R, 1>(out, weights, a, blocks, kv_head, first_key, end_key, d);
 }
 
+// Brings the scores of one query to what, scaled, is bound * tanh(scaled / bound).
+//   k_scales [num_keys], null: keys have none; what is not seen may be no number
+INLINE void bound_scores(float* scores, int num_keys, float scale, float bound, const float* k_scales) {
+    for (int i = 0; i < num_keys; i += kLanes) {
+        const vf score = load(scores + i), factor = k_scales == nullptr ? splat(scale) : load(k_scales + i) * scale;
+        store(scores + i, factor != vf{} ? bounded(score * factor, bound) / factor : score);
+    }
+}
+
 // Turns the scores of one query into weights e^(scale * score - most), 0 where the key is not seen; `weights` may lie
 // where `scores` do. Returns the sum of the weights; `most` becomes the largest score, -inf where no key is seen.
 // kScaled: a score is of a key without its scale, and a weight is left for a value without its.
@@ -133,6 +142,7 @@ INLINE void attend_partition(RowCache<T>, const Arguments& a, const Task& task, 
         const int first_seen = a.sliding_window > 0 ? position - a.sliding_window + 1 - first_key : 0;
         float* state = found + row * width + a.head_dim;
         float* scores = s.scores + row * kPartition;
+        if (a.bound > 0.0f) bound_scores(scores, num_keys, 1.0f, a.bound, nullptr);
         state[1] = soften<false>(scores, scores, num_keys, first_seen, position + 1 - first_key, 1.0f, nullptr, nullptr,
                                  state);
     }

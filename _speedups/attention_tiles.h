@@ -230,6 +230,8 @@ INLINE void attend_partition(GroupCache<F>, const Arguments& a, const Task& task
         const int first_seen = a.sliding_window > 0 ? position - a.sliding_window + 1 - first_key : 0;
         float* state = found + row * (head_dim + 2) + head_dim;
         float* scores = s.scores + row * kPartition;
+        if (a.bound > 0.0f)
+            bound_scores(scores, groups.count * kGroup, a.scale, a.bound, is_scaled ? k_scales : nullptr);
         state[1] = soften<is_scaled>(reinterpret_cast<bf16*>(scores), scores, groups.count * kGroup, first_seen,
                                      position + 1 - first_key, a.scale, k_scales, v_scales, state);
     }
