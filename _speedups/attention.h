@@ -27,7 +27,7 @@
 //   5. each line of a group begins to fetch that of four groups on        760 /  544         2563 / 3794
 //      int8                                                               467 /  410         2685 / 4060
 //      fp8                                                                498 /  434         3408 / 5188
-// Rows (torch's layers) stayed at 2.
+// Rows (torch's layers) stayed at 2. Where there is a matrix unit it multiplies with the same groups: attention_unit.h.
 #pragma once
 
 #include <algorithm>
@@ -45,6 +45,7 @@
 #include "isa.h"
 #include "kv_cache.h"
 #include "parallel.h"
+#include "tiles.h"
 
 namespace trioserve {
 
@@ -109,12 +110,29 @@ inline int64_t cache_offset(const Arguments& a, int block, int kv_head, int offs
 }
 
 #define TRIOSERVE_BF16_DOT 0
+#define TRIOSERVE_TILES 0
 #if defined(__x86_64__)
+#undef TRIOSERVE_BF16_DOT
+#define TRIOSERVE_BF16_DOT 1
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 1
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,amx-tile,amx-bf16,amx-int8")
+#define TRIOSERVE_LANES 16
+namespace amx {
+#include "simd.h"
+#include "dot_tile.h"
+#include "unit.h"
+#include "attention_kernel.h"
+}  // namespace amx
+#undef TRIOSERVE_LANES
+#pragma GCC pop_options
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 0
+
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
 #define TRIOSERVE_LANES 16
-#undef TRIOSERVE_BF16_DOT
-#define TRIOSERVE_BF16_DOT 1
 namespace avx512_bf16 {
 #include "simd.h"
 #include "dot_tile.h"
@@ -124,6 +142,22 @@ namespace avx512_bf16 {
 #undef TRIOSERVE_BF16_DOT
 #define TRIOSERVE_BF16_DOT 0
 #pragma GCC pop_options
+
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 2
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define TRIOSERVE_LANES 16
+namespace amx_emulated {
+#include "simd.h"
+#include "dot_tile.h"
+#include "unit.h"
+#include "attention_kernel.h"
+}  // namespace amx_emulated
+#undef TRIOSERVE_LANES
+#pragma GCC pop_options
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 0
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
@@ -156,7 +190,9 @@ namespace portable {
 }  // namespace portable
 #undef TRIOSERVE_LANES
 #undef TRIOSERVE_BF16_DOT
+#undef TRIOSERVE_TILES
 
+// With a matrix unit, the thread's tiles are left configured (tiles.h).
 struct Kernel {
     void (*attend)(const Arguments&, const Task&, const Scratch&);
     void (*attend_part)(const Arguments&, const Task&, const Scratch&, float*);
@@ -168,8 +204,10 @@ struct Kernel {
 template <typename Cache>
 Kernel kernel_of(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::avx512_bf16 || isa == Isa::amx) return TRIOSERVE_KERNEL(avx512_bf16);
-    if (isa == Isa::avx512 || isa == Isa::avx512_vnni || isa == Isa::amx_emulated) return TRIOSERVE_KERNEL(avx512);
+    if (isa == Isa::amx) return TRIOSERVE_KERNEL(amx);
+    if (isa == Isa::amx_emulated) return TRIOSERVE_KERNEL(amx_emulated);
+    if (isa == Isa::avx512_bf16) return TRIOSERVE_KERNEL(avx512_bf16);
+    if (isa == Isa::avx512 || isa == Isa::avx512_vnni) return TRIOSERVE_KERNEL(avx512);
     if (isa == Isa::avx2) return TRIOSERVE_KERNEL(avx2);
 #endif
     return TRIOSERVE_KERNEL(portable);
