@@ -32,6 +32,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <climits>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -299,10 +300,11 @@ inline std::vector<Split> split_long(const Arguments& a, std::vector<Task>& task
     return splits;
 }
 
+// Parts come before all others: they are of longer tasks, and whoever does the last of a task's parts merges them, which
+// the other threads should not have to wait for.
 inline void sort_longest_first(std::vector<Task>& tasks) {
-    std::stable_sort(tasks.begin(), tasks.end(), [](const Task& x, const Task& y) {
-        return num_partitions(x) * x.num_tokens > num_partitions(y) * y.num_tokens;
-    });
+    const auto length = [](const Task& task) { return task.split < 0 ? num_partitions(task) * task.num_tokens : INT_MAX; };
+    std::stable_sort(tasks.begin(), tasks.end(), [&](const Task& x, const Task& y) { return length(x) > length(y); });
 }
 
 inline void run_task(const Arguments& a, const Kernel& kernel, const Task& task, std::vector<Split>& splits,
