@@ -51,6 +51,7 @@
 namespace trioserve {
 
 constexpr int kPartition = 256;  // keys that are scored before their values are weighed
+constexpr int kScoreStride = kPartition;  // between the scores of two rows
 constexpr int kTileRows = 32;    // (token, query head) pairs of a prefill task, about
 constexpr int kSerialWork = 1 << 18;  // multiply-adds below which waking other threads costs more than it saves
 

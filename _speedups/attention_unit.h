@@ -90,7 +90,7 @@ INLINE const uint32_t* keys_at(uint32_t* laid, const char* group, int step, int 
 }
 
 // Scores of all rows against kStep groups of keys, as they come out of the product.
-//   scores [num_rows][kPartition]   q [num_rows] rows of query_words   groups [kStep + kAhead]
+//   scores [num_rows][kScoreStride]   q [num_rows] rows of query_words   groups [kStep + kAhead]
 template <KvFormat F>
 INLINE void score_groups(float* scores, const float* q, int num_rows, const char* const* groups, int head_dim) {
     constexpr int step_lines = kUnitSize * 2 / per_word(F);  // of a group
@@ -104,7 +104,7 @@ INLINE void score_groups(float* scores, const float* q, int num_rows, const char
                 for (int line = 0; line < step_lines; ++line) __builtin_prefetch(ahead + line * 64, 0, 2);
                 return keys_at<F>(laid[side], groups[group + side], step, head_dim);
             };
-            unit_sums(count, scores + first * kPartition + group * kGroup, kPartition, true, rows + first * row_words,
+            unit_sums(count, scores + first * kScoreStride + group * kGroup, kScoreStride, true, rows + first * row_words,
                       row_words, row_words / kUnitSize, kGroup, factor_at);
         });
 }
@@ -128,7 +128,7 @@ INLINE void lay_values(uint32_t* panel, const char* const* groups, int num_group
 }
 
 // Sums of the weighted values of a partition for all rows.
-//   out [num_rows] rows of head_dim + 2   weights [num_rows][kPartition] words, pairs of which the first half is used; 0
+//   out [num_rows] rows of head_dim + 2   weights [num_rows][kScoreStride] words, pairs of which the first half is used; 0
 //   up to a multiple of kWeighedAtOnce groups   groups [num_groups + kAhead]
 template <KvFormat F>
 INLINE void weigh_groups(float* out, const float* weights, int num_rows, const char* const* groups, int num_groups,
@@ -143,8 +143,8 @@ INLINE void weigh_groups(float* out, const float* weights, int num_rows, const c
             return panel + step * kUnitSize * kPanel + (has_right ? side * kLanes : 0);
         };
         for_passes(num_rows, [&](int first, int count) {
-            unit_sums(count, out + first * (head_dim + 2) + d, head_dim + 2, has_right, pairs + first * kPartition, kPartition,
-                      num_steps, kPanel, factor_at);
+            unit_sums(count, out + first * (head_dim + 2) + d, head_dim + 2, has_right, pairs + first * kScoreStride,
+                      kScoreStride, num_steps, kPanel, factor_at);
         });
     }
 }
