@@ -24,7 +24,6 @@ template <typename FactorAt>
 INLINE void unit_sums(int count, float* out, int64_t out_stride, bool has_right, const uint32_t* rows, int64_t row_stride,
                       int num_steps, int64_t stride, const FactorAt& factor_at) {
     configure_tiles(count);
-    settle();
     const bool has_two = count > kUnitSize;
     TILE_ZERO(0);
     TILE_ZERO(1);
@@ -85,7 +84,6 @@ INLINE const uint32_t* keys_at(uint32_t* laid, const char* group, int step, int 
     if (F == KvFormat::bf16 && count == kUnitSize) return from;
     for (int i = 0; i < count; ++i) lay<F>(laid + i * num_pairs * kGroup, kGroup, load_pairs(from + i * kGroup));
     __builtin_memset(laid + count * num_pairs * kGroup, 0, static_cast<size_t>(kUnitSize - count * num_pairs) * kGroup * 4);
-    settle();
     return laid;
 }
 

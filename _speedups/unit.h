@@ -3,9 +3,6 @@
 
 constexpr int kUnitRows = 2 * kUnitSize;  // that share a pass over right factors
 
-// The compiler does not know what of memory the unit reads: what was written before is there after.
-INLINE void settle() { asm volatile("" ::: "memory"); }
-
 #undef TILES_CONFIGURE
 #undef TILES_RELEASE
 #undef TILE_ZERO
@@ -17,7 +14,12 @@ INLINE void settle() { asm volatile("" ::: "memory"); }
 #define TILES_CONFIGURE(shapes) asm volatile("ldtilecfg %0" ::"m"(shapes))
 #define TILES_RELEASE() _tile_release()
 #define TILE_ZERO(tile) _tile_zero(tile)
-#define TILE_LOAD(tile, from, stride) _tile_loadd(tile, from, stride)
+#define TILE_LOAD(tile, from, stride)                               \
+    do { /* the compiler does not know that a load reads memory */  \
+        const void* const at = from;                                \
+        asm volatile("" ::: "memory");                              \
+        _tile_loadd(tile, at, stride);                              \
+    } while (false)
 #define TILE_STORE(tile, to, stride) _tile_stored(tile, to, stride)
 #define TILE_DOT_PAIRS(sums, a, b) _tile_dpbf16ps(sums, a, b)
 #define TILE_DOT_BYTES(sums, a, b) _tile_dpbsud(sums, a, b)

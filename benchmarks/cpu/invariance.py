@@ -61,7 +61,7 @@ class Prompts:
         self._shorts = torch.randint(config.vocab_size, (OTHERS, SHORT), generator=generator)
         per_prompt, per_short = -(-length // BLOCK_SIZE), -(-SHORT // BLOCK_SIZE)
         blocks = torch.randperm(2 * per_prompt + OTHERS * per_short, generator=generator, dtype=torch.int32)
-        self._blocks, self._copy, rest = blocks.split([per_prompt, per_prompt, OTHERS * per_short])
+        self._blocks, self._copy, rest = torch.tensor_split(blocks, (per_prompt, 2 * per_prompt))
         self._short_blocks = rest.view(OTHERS, -1)
         layout = CacheLayout("bfloat16", config.head_dim)
         self._caches: list[LayerCache] = [
