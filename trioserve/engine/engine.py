@@ -334,6 +334,7 @@ class Engine:
                 kv_cache_ratio=settings.kv_cache_ratio,
                 num_drafts=0 if drafts is None else drafts.num_speculative_tokens,
                 max_drafting_seqs=executor.ready.max_drafting_seqs,
+                target_step_s=settings.inter_token_target_ms / 1000,
             ),
             num_blocks=executor.ready.num_blocks,
             block_size=settings.block_size,

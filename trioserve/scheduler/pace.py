@@ -1,0 +1,95 @@
+"""How much of prompts a step takes while sequences decode, by what steps took of late."""
+
+from collections import deque
+from typing import Final
+
+from trioserve.core.step import StepResult
+
+_LEAST_TOKENS: Final = 32
+"""Of prompts in a step, whatever they cost."""
+_FIRST_TOKENS: Final = 64
+"""While it is not known what they cost."""
+_GRAIN: Final = 16
+"""Tokens of prompts are whole groups of so many; blocks are, too."""
+_LEAST_SHARE: Final = 0.5
+"""Of the time that the decodes of a step take, what prompts may take besides where the target leaves them less."""
+_KEPT: Final = 0.875
+"""What is kept of the steps before at each new one, for the price of prompts."""
+_ENOUGH_TOKENS: Final = 64
+"""After which the price of prompts is known well enough to tell a step that is out of the ordinary."""
+_MOST_CHANGE: Final = 2.0
+"""By what factor a single step may say that steps take longer, or prompts more or less, than was known."""
+_RATE: Final = 0.2
+"""Weight of the last step in what decodes take."""
+_MANY: Final = 16
+"""Decodes that count as much as there being any, when a step has taken another time than they should."""
+
+
+class Pace:
+    """Keeps the steps in which sequences decode near a target.
+
+    A step is taken to last as long as its decodes alone would, which is something for there being any and something for
+    each, and a price for each token of prompts. Decodes are learned from steps without prompts, the price from the
+    others: it covers whatever the decodes' time is wrong by, so that what is expected of steps like the last ones is
+    what these took. A step counts when its result is back, by the rank's own clock, however many have been planned
+    since.
+    """
+
+    def __init__(self, target_s: float) -> None:
+        """Let steps with decodes take ``target_s`` seconds; 0: as long as they do."""
+        self._target_s: Final = target_s
+        self._on_the_way: Final = deque[tuple[int, int]]()  # decodes and tokens of prompts of each plan
+        self._any_s = self._each_s = 0.0  # what decodes take
+        self._prompts_s = self._num_prompt_tokens = 0.0  # of late, later ones counting more
+
+    def expected_s(self, num_decodes: int, num_prompt_tokens: int = 0) -> float:
+        """Seconds that a step should take; 0.0 where nothing is known of its like."""
+        prompts_s = num_prompt_tokens * self._prompts_s / (self._num_prompt_tokens or 1.0)
+        return self._any_s + num_decodes * self._each_s + prompts_s
+
+    def room(self, num_decodes: int, most: int) -> int:
+        """How many tokens of prompts a step may take beside so many decodes: ``most`` where there are none, else those
+        for which the target leaves time, but always some."""
+        if not self._target_s or not num_decodes:
+            return most
+        decodes_s = self.expected_s(num_decodes)
+        spare_s = max(self._target_s - decodes_s, _LEAST_SHARE * decodes_s)
+        if not self._num_prompt_tokens:
+            return min(_FIRST_TOKENS, most)
+        if spare_s * self._num_prompt_tokens >= most * self._prompts_s:
+            return most
+        num_tokens = int(spare_s * self._num_prompt_tokens / self._prompts_s)
+        return min(max(num_tokens - num_tokens % _GRAIN, _LEAST_TOKENS), most)
+
+    def note_plan(self, num_decodes: int, num_prompt_tokens: int) -> None:
+        """A step is planned that computes so many tokens of sequences that decode, and of prompts."""
+        self._on_the_way.append((num_decodes, num_prompt_tokens))
+
+    def note_result(self, result: StepResult) -> None:
+        """The first of the steps on their way is back. One with guesses says nothing about steps with prompts."""
+        num_decodes, num_prompt_tokens = self._on_the_way.popleft()
+        if num_prompt_tokens:
+            self._learn_prompts(result.step_s - self.expected_s(num_decodes), num_prompt_tokens)
+        elif not result.num_drafted:
+            self._learn_decodes(num_decodes, result.step_s)
+
+    def _learn_prompts(self, spent_s: float, num_tokens: int) -> None:
+        """So many tokens of prompts took ``spent_s`` beside what decodes would have taken without them."""
+        spent_s = max(spent_s, 0.0)
+        if self._num_prompt_tokens >= _ENOUGH_TOKENS:
+            usual_s = num_tokens * self._prompts_s / self._num_prompt_tokens
+            spent_s = min(max(spent_s, usual_s / _MOST_CHANGE), usual_s * _MOST_CHANGE)
+        self._prompts_s = _KEPT * self._prompts_s + spent_s
+        self._num_prompt_tokens = _KEPT * self._num_prompt_tokens + num_tokens
+
+    def _learn_decodes(self, num_decodes: int, step_s: float) -> None:
+        """Move both parts of what decodes take towards a step of nothing else, each by its part in it."""
+        expected_s = self.expected_s(num_decodes)
+        if not expected_s:
+            self._any_s = step_s
+            return
+        weight = num_decodes / _MANY
+        missing_s = min(step_s, expected_s * _MOST_CHANGE) - expected_s
+        change_s = _RATE * missing_s / (1.0 + weight * weight)
+        self._any_s = max(self._any_s + change_s, 0.0)
+        self._each_s = max(self._each_s + change_s * weight / _MANY, 0.0)
