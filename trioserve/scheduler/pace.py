@@ -11,18 +11,27 @@ _FIRST_TOKENS: Final = 64
 """While it is not known what they cost."""
 _GRAIN: Final = 16
 """Tokens of prompts are whole groups of so many; blocks are, too."""
-_LEAST_SHARE: Final = 0.5
-"""Of the time that the decodes of a step take, what prompts may take besides where the target leaves them less."""
+_TARGET_S: Final = 0.05
+"""Of steps with decodes, where no other is asked for and the model is fast enough for it: faster than people read."""
+_LONGER_THAN_ONE: Final = 3.0
+"""How many times a step with a single decode others may take where no target is asked for. Most of that is reading the
+weights, which with fewer tokens of prompts in a step would be done more often for the same prompts."""
+_LONGER_THAN_DECODES: Final = 1.5
+"""The same of a step with the same decodes and no prompts."""
+_AIM: Final = 0.9
+"""Of the target, what steps are planned to take, so that those that take a little longer keep to it, too."""
 _KEPT: Final = 0.875
 """What is kept of the steps before at each new one, for the price of prompts."""
 _ENOUGH_TOKENS: Final = 64
 """After which the price of prompts is known well enough to tell a step that is out of the ordinary."""
 _MOST_CHANGE: Final = 2.0
 """By what factor a single step may say that steps take longer, or prompts more or less, than was known."""
+_LEAST_PART: Final = 0.125
+"""Of what a token of a step takes on average, what one of a prompt takes at least, whatever decodes should take."""
 _RATE: Final = 0.2
 """Weight of the last step in what decodes take."""
 _MANY: Final = 16
-"""Decodes that count as much as there being any, when a step has taken another time than they should."""
+"""Decodes that take as long as there being any, as far as nothing is known."""
 
 
 class Pace:
@@ -35,8 +44,8 @@ class Pace:
     since.
     """
 
-    def __init__(self, target_s: float) -> None:
-        """Let steps with decodes take ``target_s`` seconds; 0: as long as they do."""
+    def __init__(self, target_s: float | None) -> None:
+        """Let steps with decodes take ``target_s`` seconds; None: what suits the model; 0: as long as they do."""
         self._target_s: Final = target_s
         self._on_the_way: Final = deque[tuple[int, int]]()  # decodes and tokens of prompts of each plan
         self._any_s = self._each_s = 0.0  # what decodes take
@@ -50,33 +59,41 @@ class Pace:
     def room(self, num_decodes: int, most: int) -> int:
         """How many tokens of prompts a step may take beside so many decodes: ``most`` where there are none, else those
         for which the target leaves time, but always some."""
-        if not self._target_s or not num_decodes:
+        if self._target_s == 0 or not num_decodes:
             return most
-        decodes_s = self.expected_s(num_decodes)
-        spare_s = max(self._target_s - decodes_s, _LEAST_SHARE * decodes_s)
         if not self._num_prompt_tokens:
             return min(_FIRST_TOKENS, most)
+        decodes_s = self.expected_s(num_decodes)
+        spare_s = max(_AIM * self._may_take_s(decodes_s) - decodes_s, 0.0)
         if spare_s * self._num_prompt_tokens >= most * self._prompts_s:
             return most
         num_tokens = int(spare_s * self._num_prompt_tokens / self._prompts_s)
         return min(max(num_tokens - num_tokens % _GRAIN, _LEAST_TOKENS), most)
+
+    def _may_take_s(self, decodes_s: float) -> float:
+        """Seconds that a step may take whose decodes take ``decodes_s``."""
+        if self._target_s is not None:
+            return self._target_s
+        return max(_TARGET_S, _LONGER_THAN_ONE * self.expected_s(1), _LONGER_THAN_DECODES * decodes_s)
 
     def note_plan(self, num_decodes: int, num_prompt_tokens: int) -> None:
         """A step is planned that computes so many tokens of sequences that decode, and of prompts."""
         self._on_the_way.append((num_decodes, num_prompt_tokens))
 
     def note_result(self, result: StepResult) -> None:
-        """The first of the steps on their way is back. One with guesses says nothing about steps with prompts."""
+        """The first of the steps on their way is back. One with guesses says nothing about steps with prompts, and a
+        few tokens of a prompt say little about its others."""
         num_decodes, num_prompt_tokens = self._on_the_way.popleft()
-        if num_prompt_tokens:
-            self._learn_prompts(result.step_s - self.expected_s(num_decodes), num_prompt_tokens)
-        elif not result.num_drafted:
-            self._learn_decodes(num_decodes, result.step_s)
+        decodes_s, step_s = self.expected_s(num_decodes), result.step_s
+        if num_prompt_tokens >= _GRAIN:
+            least_s = _LEAST_PART * step_s * num_prompt_tokens / (num_decodes + num_prompt_tokens)
+            self._learn_prompts(max(step_s - decodes_s, least_s), num_prompt_tokens)
+        if not (num_prompt_tokens and step_s >= decodes_s) and not result.num_drafted:
+            self._learn_decodes(num_decodes, step_s)
 
     def _learn_prompts(self, spent_s: float, num_tokens: int) -> None:
         """So many tokens of prompts took ``spent_s`` beside what decodes would have taken without them."""
-        spent_s = max(spent_s, 0.0)
-        if self._num_prompt_tokens >= _ENOUGH_TOKENS:
+        if self._prompts_s and self._num_prompt_tokens >= _ENOUGH_TOKENS:
             usual_s = num_tokens * self._prompts_s / self._num_prompt_tokens
             spent_s = min(max(spent_s, usual_s / _MOST_CHANGE), usual_s * _MOST_CHANGE)
         self._prompts_s = _KEPT * self._prompts_s + spent_s
@@ -84,11 +101,11 @@ class Pace:
 
     def _learn_decodes(self, num_decodes: int, step_s: float) -> None:
         """Move both parts of what decodes take towards a step of nothing else, each by its part in it."""
-        expected_s = self.expected_s(num_decodes)
+        expected_s, weight = self.expected_s(num_decodes), num_decodes / _MANY
         if not expected_s:
-            self._any_s = step_s
+            self._any_s = step_s / (1.0 + weight)
+            self._each_s = self._any_s / _MANY
             return
-        weight = num_decodes / _MANY
         missing_s = min(step_s, expected_s * _MOST_CHANGE) - expected_s
         change_s = _RATE * missing_s / (1.0 + weight * weight)
         self._any_s = max(self._any_s + change_s, 0.0)
