@@ -46,7 +46,7 @@ class Steps:
 
     def fill(self, num_decodes: int) -> int:
         """A step with prompts beside so many decodes; how much of them it took."""
-        room = self.pace.room(num_decodes, self.budget)
+        room = self.pace.room(num_decodes, 1_000_000, self.budget)
         self.run(num_decodes, room)
         return room
 
@@ -225,12 +225,23 @@ def prompts_beside(house: House, length: int, *, num_prompts: int = 1) -> list[t
 
 
 def test_a_long_prompt_is_cut_so_that_steps_keep_to_the_target() -> None:
-    house = House(num_blocks=256, max_num_batched_tokens=512, target_step_s=0.03)
-    steps = prompts_beside(house, 600)
-    assert all(num_decodes == 1 for num_decodes, _ in steps)
+    house = House(num_blocks=640, max_num_batched_tokens=512, target_step_s=0.03)
+    steps = prompts_beside(house, 600, num_prompts=4)
     assert max(small_model(*step) for step in steps) < 0.031
-    assert set(steps[1:-1]) == {(1, 64), (1, 80)}
-    assert steps[-2] == (1, 80)
+    assert {num_tokens for _, num_tokens in steps[4:20]} == {80}
+
+
+@pytest.mark.parametrize(
+    ("num_to_come", "num_tokens"), [(10, 32), (128, 32), (400, 64), (800, 112), (9000, 128)]
+)
+def test_what_is_known_of_prompts_is_spread_over_the_steps_to_come(num_to_come: int, num_tokens: int) -> None:
+    steps = Steps(small_model)
+    for _ in range(60):
+        steps.run(8, 0)
+        steps.fill(8)
+    assert steps.pace.room(8, num_to_come, 512) == num_tokens
+    assert steps.pace.room(0, num_to_come, 512) == 512
+    assert steps.pace.room(8, num_to_come, 20) == 20
 
 
 def test_a_prompt_makes_progress_however_little_time_there_is() -> None:
@@ -267,7 +278,7 @@ def test_short_prompts_that_may_not_be_cut_share_a_step_as_far_as_the_target_let
     )
     steps = [num_tokens for _, num_tokens in prompts_beside(house, 24, num_prompts=15)]
     assert sum(steps) == 15 * 24
-    assert set(steps[:-1]) == {48}
+    assert set(steps) == {24, 48}
 
 
 @pytest.mark.parametrize("guesses", [ALWAYS_RIGHT, NEVER_RIGHT])

@@ -7,6 +7,11 @@ from trioserve.core.step import StepResult
 
 _LEAST_TOKENS: Final = 32
 """Of prompts in a step, whatever they cost."""
+_NUM_STEPS: Final = 8
+"""Over which the prompts that are known are spread where the target would let fewer do: the time between two tokens is
+more even then, and those that decode need these steps anyway."""
+_LEAST_PRICE_S: Final = 1e-9
+"""Of a token of a prompt, so that there is one."""
 _FIRST_TOKENS: Final = 64
 """While it is not known what they cost."""
 _GRAIN: Final = 16
@@ -56,19 +61,21 @@ class Pace:
         prompts_s = num_prompt_tokens * self._prompts_s / (self._num_prompt_tokens or 1.0)
         return self._any_s + num_decodes * self._each_s + prompts_s
 
-    def room(self, num_decodes: int, most: int) -> int:
-        """How many tokens of prompts a step may take beside so many decodes: ``most`` where there are none, else those
-        for which the target leaves time, but always some."""
+    def room(self, num_decodes: int, num_to_come: int, most: int) -> int:
+        """How many of the ``num_to_come`` tokens of prompts that are known a step may take beside so many decodes:
+        ``most`` where there are none, else a part of them for which the target leaves time, but always some."""
         if self._target_s == 0 or not num_decodes:
             return most
-        if not self._num_prompt_tokens:
-            return min(_FIRST_TOKENS, most)
+        num_tokens = self._num_in_time(num_decodes) if self._num_prompt_tokens else _FIRST_TOKENS
+        num_tokens = min(num_tokens, num_to_come // _NUM_STEPS + _GRAIN - 1)
+        return min(max(num_tokens - num_tokens % _GRAIN, _LEAST_TOKENS), most)
+
+    def _num_in_time(self, num_decodes: int) -> int:
+        """Tokens of prompts for which the target leaves time."""
         decodes_s = self.expected_s(num_decodes)
         spare_s = max(_AIM * self._may_take_s(decodes_s) - decodes_s, 0.0)
-        if spare_s * self._num_prompt_tokens >= most * self._prompts_s:
-            return most
-        num_tokens = int(spare_s * self._num_prompt_tokens / self._prompts_s)
-        return min(max(num_tokens - num_tokens % _GRAIN, _LEAST_TOKENS), most)
+        price_s = max(self._prompts_s / self._num_prompt_tokens, _LEAST_PRICE_S)
+        return int(spare_s / price_s)
 
     def _may_take_s(self, decodes_s: float) -> float:
         """Seconds that a step may take whose decodes take ``decodes_s``."""

@@ -86,7 +86,8 @@ class Scheduler:
         num_tokens, prompts = self._plan_decodes(work)
         num_decodes = len(work)
         budget = self._limits.max_num_batched_tokens - num_tokens
-        room = self._pace.room(num_tokens, budget)
+        num_to_come = self._waiting.num_tokens + sum(seq.num_uncomputed_tokens for seq in prompts)
+        room = self._pace.room(num_tokens, num_to_come, budget) if num_to_come else budget
         left = self._plan_prefills(prompts, work, room)
         admitted: list[Admission] = []
         if num_preemptions == self._num_preemptions:
