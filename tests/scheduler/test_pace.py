@@ -79,14 +79,14 @@ def test_whatever_tokens_cost_steps_come_to_take_the_time_that_they_may(
     steps = Steps(step_s)
     for _ in range(num_plain):
         steps.run(num_decodes, 0)
-    rooms = [steps.fill(num_decodes) for _ in range(80)][-20:]
+    rooms = [steps.fill(num_decodes) for _ in range(200)][-20:]
     decodes_s = any_s + each_s * num_decodes
     for room in rooms:
-        seconds = decodes_s + prompt_s * room
-        assert room == 32 or seconds <= TARGET_S * (1 + 2 * noise) + 1e-6
+        shorter_s = decodes_s + prompt_s * (room - 16)
+        assert room == 32 or shorter_s <= TARGET_S * (1.05 + 2 * noise)
         assert room >= 32 and (room % 16 == 0 or room == steps.budget)
         fuller_s = decodes_s + prompt_s * (room + 16)
-        assert not num_plain or room == steps.budget or fuller_s >= TARGET_S * (1 - 2 * noise) - 1e-6
+        assert not num_plain or room == steps.budget or fuller_s >= TARGET_S * (0.9 - 2 * noise)
 
 
 @pytest.mark.parametrize("num_decodes", [1, 8, 32, 64])
@@ -106,16 +106,24 @@ def test_the_first_prompts_are_cut_short_until_a_step_with_some_was_timed() -> N
     assert rooms[8] == pytest.approx(144, abs=16)
 
 
-def test_a_few_tokens_say_nothing_about_what_prompts_cost() -> None:
+def test_a_few_tokens_say_little_about_what_prompts_cost() -> None:
     steps = Steps(small_model)
-    for _ in range(5):
-        steps.run(0, 1)  # as a probe of a server that has just started
-        steps.run(1, 0)
-    assert steps.fill(1) == 64
-    for _ in range(8):
-        steps.fill(1)
-        steps.run(1, 3)
-    assert steps.pace.expected_s(1, 100) == pytest.approx(small_model(1, 100), rel=0.05)
+    for _ in range(40):
+        steps.run(8, 0)
+        steps.fill(8)
+    before = steps.pace.expected_s(8, 100)
+    for _ in range(10):
+        steps.run(8, 3)
+    assert steps.pace.expected_s(8, 100) == pytest.approx(before, rel=0.01)
+
+
+@pytest.mark.parametrize("target_s", [None, 0.05])
+def test_what_decodes_take_is_learned_where_there_are_always_prompts(target_s: float | None) -> None:
+    steps = Steps(lambda *counts: 6 * small_model(*counts), target_s=target_s)
+    for number in range(200):
+        steps.run(0, 512) if number % 10 == 0 else steps.fill(2)
+    assert steps.pace.expected_s(2) == pytest.approx(6 * small_model(2, 0), rel=0.2)
+    assert steps.pace.expected_s(0, 512) == pytest.approx(6 * small_model(0, 512), rel=0.1)
 
 
 def test_steps_that_now_and_then_take_far_longer_change_little() -> None:
@@ -163,7 +171,9 @@ def test_by_default_a_step_of_a_fast_model_takes_50_ms(target_s: float | None) -
     assert 0.9 * TARGET_S < small_model(32, room) < 1.02 * TARGET_S
 
 
-@pytest.mark.parametrize(("num_decodes", "times_one", "times_all"), [(1, 3, 3), (32, 3, 1.5), (100, 3, 1.5)])
+@pytest.mark.parametrize(
+    ("num_decodes", "times_one", "times_all"), [(1, 4, 1.5), (32, 4, 1.5), (100, 4, 1.5)]
+)
 def test_by_default_prompts_of_a_slow_model_get_much_of_the_time(
     num_decodes: int, times_one: float, times_all: float
 ) -> None:

@@ -70,7 +70,7 @@ class EngineSettings(SettingsGroup):
     inter_token_target_ms: float | None = Field(default=None, ge=0, le=60_000, allow_inf_nan=False)
     """Milliseconds between two tokens of an answer that prompts of others should not make longer: while answers are
     under way, a step takes the tokens of prompts that it has time for by what the last steps took, and at least 32. By
-    default 50, or where the model is slow three times what a step for one answer takes, so that prompts do not wait too
+    default 50, or where the model is slow four times what a step for one answer takes, so that prompts do not wait too
     long. 0: as many as max_num_batched_tokens lets it."""
     enable_chunked_prefill: bool = True
     """Whether prompts may be cut. Without it max_num_batched_tokens must be at least max_model_len, and a prompt waits
