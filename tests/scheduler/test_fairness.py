@@ -33,7 +33,7 @@ def test_one_request_does_not_wait_for_a_thousand_of_another_key() -> None:
 def test_whoever_comes_waits_for_one_of_each_other_owner_for_each_of_his_own(
     owners: list[str], served_between: int
 ) -> None:
-    line = WaitingLine()
+    line = WaitingLine(1000, 10_000)
     ahead: dict[int, Counter[str]] = {}
     """Who was served since a sequence came, by its id."""
     own: dict[int, int] = {}
@@ -61,7 +61,7 @@ def test_whoever_comes_waits_for_one_of_each_other_owner_for_each_of_his_own(
 
 
 def test_a_lower_priority_waits_whoever_it_is_of() -> None:
-    line = WaitingLine()
+    line = WaitingLine(1000, 10_000)
     late, first, second = waiting("a", 1), waiting("b"), waiting("b")
     for seq in (late, first, second):
         line.push(seq)
@@ -69,7 +69,7 @@ def test_a_lower_priority_waits_whoever_it_is_of() -> None:
 
 
 def test_a_preempted_sequence_is_back_before_all_that_came_after_it() -> None:
-    line = WaitingLine()
+    line = WaitingLine(1000, 10_000)
     first = waiting("a")
     line.push(first)
     assert line.pop() is first
@@ -82,7 +82,7 @@ def test_a_preempted_sequence_is_back_before_all_that_came_after_it() -> None:
 
 
 def test_who_asks_for_one_after_the_other_does_not_pass_those_who_wait() -> None:
-    line = WaitingLine()
+    line = WaitingLine(1000, 10_000)
     for _ in range(4):
         line.push(waiting("many"))
     order = []
@@ -93,7 +93,7 @@ def test_who_asks_for_one_after_the_other_does_not_pass_those_who_wait() -> None
 
 
 def test_who_gave_up_his_requests_is_not_held_to_their_turns() -> None:
-    line = WaitingLine()
+    line = WaitingLine(1000, 10_000)
     dropped = [waiting("a") for _ in range(100)]
     for seq in [*dropped, *(waiting("b") for _ in range(10))]:
         line.push(seq)
@@ -105,7 +105,7 @@ def test_who_gave_up_his_requests_is_not_held_to_their_turns() -> None:
 
 
 def test_nothing_is_kept_of_owners_who_have_left() -> None:
-    line = WaitingLine()
+    line = WaitingLine(1000, 10_000)
     for number in range(100):
         line.push(waiting(f"key {number}", priority=number))
     while len(line):

@@ -4,6 +4,7 @@ import heapq
 from dataclasses import dataclass, field
 
 from trioserve.core.sequence import Sequence, SequenceStatus
+from trioserve.errors import QueueFull
 
 
 @dataclass(slots=True)
@@ -68,7 +69,9 @@ class WaitingLine:
     and swept out when more than half of the heap is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_num_reqs: int, max_num_tokens: int) -> None:
+        self._max_num_reqs = max_num_reqs
+        self._max_num_tokens = max_num_tokens
         self._heap: list[tuple[int, int, int, Sequence]] = []
         self._waiting: set[int] = set()
         self._priorities: dict[int, _Priority] = {}
@@ -78,6 +81,19 @@ class WaitingLine:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def check(self, num_sequences: int, num_tokens: int) -> None:
+        """Whether ``num_sequences`` more of ``num_tokens`` tokens in all may wait.
+
+        Raises:
+            QueueFull: A bound would be passed. An empty line takes any one request.
+        """
+        if not self._waiting:
+            return
+        if len(self) + num_sequences > self._max_num_reqs:
+            raise QueueFull(f"{len(self)} sequences are waiting, the limit is {self._max_num_reqs}")
+        if self.num_tokens + num_tokens > self._max_num_tokens:
+            raise QueueFull(f"{self.num_tokens} tokens are waiting, the limit is {self._max_num_tokens}")
 
     def hold(self, seq: Sequence) -> None:
         """Let a waiting sequence count, though its turn cannot come before it is pushed."""
