@@ -1,14 +1,14 @@
 """The bound on requests that are served at a time."""
 
-from quart import request
+from quart import Request
 
 from trioserve.attach.peer import HANDED_OVER
 from trioserve.http.held import hold
 from trioserve.http.services import Services
 
 
-async def take_permit(services: Services) -> None:
-    """Let the request at hand in if it is a POST and ``max_concurrency`` allows one more, in all processes together.
+async def take_permit(services: Services, request: Request) -> None:
+    """Let ``request`` in if it is a POST and ``max_concurrency`` allows one more, in all processes together.
 
     It counts from its head to the last byte of its answer, or until its client is gone.
 

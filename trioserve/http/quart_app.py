@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextvars import Token
+from functools import partial
 from typing import Any, Self
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
@@ -12,6 +13,7 @@ from quart.utils import encode_headers
 from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 
@@ -32,6 +34,24 @@ class _HttpConnection(TrioASGIHTTPConnection):
         request.body.append(message["body"])
         request.body.set_complete()
         await self._send_response(send, await self.app.handle_request(request))
+
+    def _create_request_from_scope(self, send: ASGISendCallable) -> Request:
+        """As Quart's, with headers that are not checked again for what no server lets through."""
+        headers, scope = Headers(), self.scope
+        (peer, *_) = scope.get("client") or ("<local>",)
+        given = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        headers._list = [("remote-addr", peer), *given]  # noqa: SLF001
+        return self.app.request_class(
+            scope["method"],
+            scope["scheme"],
+            scope["path"].removeprefix(scope["root_path"]),  # which `under_root_path` has put there
+            scope["query_string"],
+            headers,
+            scope["root_path"],
+            scope["http_version"],
+            send_push_promise=partial(self._send_push_promise, send),
+            scope=scope,
+        )
 
     async def _send_response(self, send: Any, response: Any) -> None:
         """The answer; one that is there as a whole in two messages."""
