@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from quart import g, request
+from quart import Request, g
 
 from trioserve.attach.peer import HANDED_OVER
 from trioserve.engine.permits import Rate
@@ -11,8 +11,8 @@ from trioserve.http.owner import owner_of_request
 from trioserve.http.services import Services
 
 
-async def take_permit(services: Services) -> None:
-    """Let the request at hand in if it is a POST and the bounds allow one more, in all processes together.
+async def take_permit(services: Services, request: Request) -> None:
+    """Let ``request`` in if it is a POST and the bounds allow one more, in all processes together.
 
     It counts from its head to the last byte of its answer, or until its client is gone.
 
