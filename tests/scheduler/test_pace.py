@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tests.fakes import FakeRank, mixing
-from tests.scheduler.test_drafts import ALWAYS_RIGHT, ASKED, NEVER_RIGHT, Asked, ask, make_house
+from tests.scheduler.scenes import Asked, asked, play
+from tests.scheduler.test_drafts import ALWAYS_RIGHT, NEVER_RIGHT, make_house
 from tests.scheduler.test_scheduler import BLOCK_SIZE, House, expected, output
-from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
+from trioserve.core.sequence import SequenceStatus
 from trioserve.core.step import StepPlan, StepResult
 from trioserve.scheduler.pace import Pace
 
@@ -187,8 +188,8 @@ def test_by_default_prompts_of_a_slow_model_get_much_of_the_time(
     aim_s = 0.9 * max(times_one * slow_model(1, 0), times_all * slow_model(num_decodes, 0))
     right = (aim_s - slow_model(num_decodes, 0)) / (10 * PROMPT_S)
     assert right - 20 < steps.fill(num_decodes) < right + 20
-    asked = Steps(slow_model, target_s=0.05)
-    assert [asked.fill(num_decodes) for _ in range(9)][-1] == 32
+    told = Steps(slow_model, target_s=0.05)
+    assert [told.fill(num_decodes) for _ in range(9)][-1] == 32
 
 
 # --- in the scheduler ---
@@ -307,7 +308,7 @@ def test_a_target_leaves_guesses_as_they_are(guesses: Callable[[list[int]], list
 
 @settings(deadline=None, max_examples=100)
 @given(
-    asked=st.lists(ASKED, min_size=1, max_size=8),
+    scene=asked(stops=st.sampled_from([False, False, True])),
     times_s=st.lists(st.sampled_from([0.0, 0.0001, 0.01, 0.2, 30.0]), min_size=1, max_size=9),
     target_step_s=st.sampled_from([1e-9, 0.02, 1.0]),
     num_drafts=st.sampled_from([0, 4]),
@@ -317,18 +318,9 @@ def test_a_target_leaves_guesses_as_they_are(guesses: Callable[[list[int]], list
     enable_prefix_caching=st.booleans(),
 )
 def test_however_long_steps_take_every_sequence_gets_its_own_tokens(
-    asked: list[Asked], times_s: list[float], num_drafts: int, num_blocks: int, **limits: Any
+    scene: list[Asked], times_s: list[float], num_drafts: int, num_blocks: int, **limits: Any
 ) -> None:
     house = make_house(ALWAYS_RIGHT, num_drafts=num_drafts, num_blocks=num_blocks, **limits)
     rank = timed(house, lambda *counts: times_s[sum(counts) % len(times_s)])
-    live: list[Sequence] = []
-    for step in range(21):
-        live += [ask(house, one) for one in asked if one.arrives_at == step]
-        house.step()
-    house.drain()
-    for seq in live:
-        prompt = seq.token_ids[: seq.num_prompt_tokens].tolist()
-        assert output(seq) == expected(prompt, seq.num_output_tokens)
-        assert seq.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+    play(house, scene, num_blocks)
     assert rank.largest_step <= max(limits["max_num_batched_tokens"], 8 * 16)
-    assert house.scheduler.statistics().num_free_blocks == num_blocks
