@@ -10,7 +10,7 @@ PROXIES := $(VENV)/proxies
 
 NATIVE := $(wildcard _speedups/*.pyx _speedups/*.h _speedups/*.hpp)
 
-.PHONY: serve setup test reading lint types imports stubs pytest compat fuzz wheel clean
+.PHONY: serve setup test reading lint types imports stubs pytest chaos compat fuzz wheel clean
 
 serve: setup
 	$(BIN)/hypercorn trioserve.app:app --bind $(HOST):$(PORT)
@@ -88,6 +88,12 @@ FUZZ_SECONDS ?= 600
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# Not part of `test`, which has a short form of it: make chaos CHAOS_ROUNDS=5
+CHAOS_ROUNDS ?= 1
+
+chaos: setup
+	$(BIN)/python -m tests.chaos --rounds $(CHAOS_ROUNDS)
 
 wheel: setup
 	$(PIP) wheel --no-deps --no-build-isolation -w dist .
