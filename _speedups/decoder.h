@@ -1,11 +1,11 @@
 // decoder.h: a whole step of a decoder in one call: embedding, layers, the last norm; and the head's product.
 //
-// What a decoder is, is data (layer.h): `DecoderShape` and a `Layer` for each layer. A step is a sequence of phases; in each all
-// threads claim tasks until none is left (team.h). The residual is float32, what is multiplied is bf16, sums are
-// float32; or, in the products whose weights are int8 or int4, what is multiplied is int8, sums are int32. Every number
-// a row is given depends on that row, its position and the keys before it, never on its
-// neighbours in the batch: products run through their depth in one order (panels.h), attention goes through its keys in
-// partitions that lie at fixed positions (attention.h), and norms are of one row.
+// What a decoder is, is data (layer.h): `DecoderShape` and a `Layer` for each layer. A step is a sequence of phases; in
+// each all threads claim tasks until none is left (team.h). The residual is float32, what is multiplied is bf16, sums are
+// float32; or, in the products whose weights are int8 or int4, what is multiplied is int8, sums are int32. Every number a
+// row is given depends on that row, its position and the keys before it, never on its neighbours in the batch: products
+// run through their depth in one order (panels.h), attention goes through its keys in partitions that lie at fixed
+// positions (attention.h), and norms are of one row.
 #pragma once
 
 #include <algorithm>

@@ -11,9 +11,9 @@ _NUM_STEPS: Final = 8
 """Over which the prompts that are known are spread where the target would let fewer do: the time between two tokens is
 more even then, and those that decode need these steps anyway."""
 _LEAST_TOKEN_S: Final = 1e-9
-"""That a token of a prompt takes."""
+"""What a token of a prompt is taken to cost at least."""
 _FIRST_TOKENS: Final = 64
-"""While no step is back."""
+"""Of prompts in a step, while none is back."""
 _GRAIN: Final = 16
 """Tokens of prompts are whole groups of so many; blocks are, too."""
 _TARGET_S: Final = 0.05
