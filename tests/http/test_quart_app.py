@@ -47,7 +47,8 @@ async def test_a_path_leads_to_its_route_however_it_is_found(
 
 
 async def test_request_and_g_are_there_in_the_handler_and_nowhere_else() -> None:
-    app, seen = HttpApp("x", static_folder=None), list[tuple[str, str, int]]()
+    app = HttpApp("x", static_folder=None)
+    seen: list[tuple[str, str, int]] = []
 
     async def handler() -> Response:
         g.number = len(seen)
@@ -57,7 +58,7 @@ async def test_request_and_g_are_there_in_the_handler_and_nowhere_else() -> None
     app.add_url_rule("/a", view_func=handler)
     for _ in range(2):
         assert await _ask(app, "/a") == (200, b"ok")
-        assert not has_request_context() and not has_app_context()
+        assert not (has_request_context() or has_app_context())
     assert seen == [("/a", "caf\xe9", 0), ("/a", "caf\xe9", 1)]
 
 

@@ -66,4 +66,4 @@ def under_root_path(scope: Any) -> Any:
     root, path = scope["root_path"], scope["path"] or "/"
     if root and not path.startswith(root + "/"):
         path = root + ("/" if path == root else path)
-    return {**scope, "path": path}
+    return scope if path == scope["path"] else {**scope, "path": path}

@@ -127,7 +127,7 @@ class HttpApp(QuartTrio):
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         else:
-            await super().__call__(under_root_path(scope), receive, send)
+            await self.asgi_app(under_root_path(scope), receive, send)
 
     def ensure_async(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """``func``, as it is."""
