@@ -91,7 +91,7 @@ class Prompts:
     def after_hit(self) -> Tensor:
         """Half of the prompt's blocks are those of another that begins alike; the first half is the other's."""
         half = self.length // 2 // BLOCK_SIZE * BLOCK_SIZE
-        other = torch.cat([self._text[:half], self._shorts[0]])
+        other = torch.cat([self._text[:half], self._shorts[0][:BLOCK_SIZE]])
         first = self.run(piece(other, 0, len(other), self._copy))[:half]
         shared = torch.cat([self._copy[: half // BLOCK_SIZE], self._blocks[half // BLOCK_SIZE :]])
         return torch.cat([first, self.run(piece(self._text, half, self.length, shared))])
