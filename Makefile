@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 HOST ?= 127.0.0.1
 PORT ?= 8000
+PROXIES := $(VENV)/proxies
 
 NATIVE := $(wildcard _speedups/*.pyx _speedups/*.h _speedups/*.hpp)
 
-.PHONY: serve setup test reading lint types imports stubs pytest compat fuzz wheel clean
+.PHONY: serve setup test reading lint types imports stubs pytest chaos compat fuzz wheel clean
 
 serve: setup
 	$(BIN)/hypercorn trioserve.app:app --bind $(HOST):$(PORT)
@@ -56,8 +57,19 @@ imports: setup
 stubs: setup
 	$(BIN)/python -m mypy.stubtest $(patsubst _speedups/%.pyx,trioserve._speedups.%,$(wildcard _speedups/*.pyx))
 
-pytest: setup
+pytest: setup $(PROXIES)/.unpacked
 	$(BIN)/python -m pytest
+
+# What the tests of deploy/ run in front of servers: Debian's packages, unpacked and not installed. Without them, those of
+# the machine are used, and tests of what it has not are left out.
+PACKAGES := nginx nginx-common haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1
+
+$(PROXIES)/.unpacked: $(VENV)/.installed
+	@rm -rf $(PROXIES) && mkdir -p $(PROXIES)/packages
+	@cd $(PROXIES)/packages && { apt-get -qq download $(PACKAGES) || { apt-get -qq update && apt-get -qq download $(PACKAGES); }; } \
+		>/dev/null 2>&1 || echo "nginx and HAProxy cannot be fetched here"
+	@for package in $(PROXIES)/packages/*.deb; do test ! -e "$$package" || dpkg -x "$$package" $(PROXIES); done
+	@touch $@
 
 # Not part of `test`: clients in environments of their own, one for each major version of the openai package that they
 # want, some 600 MB together. Needs Java.
@@ -76,6 +88,12 @@ FUZZ_SECONDS ?= 600
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+# Not part of `test`, which has a short form of it: make chaos CHAOS_ROUNDS=5
+CHAOS_ROUNDS ?= 1
+
+chaos: setup
+	$(BIN)/python -m tests.chaos --rounds $(CHAOS_ROUNDS)
 
 wheel: setup
 	$(PIP) wheel --no-deps --no-build-isolation -w dist .

@@ -39,11 +39,12 @@
 //      two looks at the end                                     863                        2464  1334
 //      Both products are at the peak now, weights take a quarter of the time. Copying queries by vectors, and finding
 //      once for all heads what a token sees, gained nothing.
-// Rows (torch's layers) stayed at 2.
+// Rows (torch's layers) stayed at 2. Where there is a matrix unit it multiplies with the same groups: attention_unit.h.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <climits>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -57,6 +58,7 @@
 #include "isa.h"
 #include "kv_cache.h"
 #include "parallel.h"
+#include "tiles.h"
 
 namespace trioserve {
 
@@ -79,6 +81,7 @@ struct Arguments {
     int sliding_window;  // 0: none
     int max_queries;     // sequences with more query tokens are left out
     float scale;
+    float bound;         // a scaled score s counts as bound * tanh(s / bound); 0: as it is
     int64_t group_bytes;  // of a GroupCache
 };
 
@@ -122,12 +125,29 @@ inline int64_t cache_offset(const Arguments& a, int block, int kv_head, int offs
 }
 
 #define TRIOSERVE_BF16_DOT 0
+#define TRIOSERVE_TILES 0
 #if defined(__x86_64__)
+#undef TRIOSERVE_BF16_DOT
+#define TRIOSERVE_BF16_DOT 1
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 1
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,amx-tile,amx-bf16,amx-int8")
+#define TRIOSERVE_LANES 16
+namespace amx {
+#include "simd.h"
+#include "dot_tile.h"
+#include "unit.h"
+#include "attention_kernel.h"
+}  // namespace amx
+#undef TRIOSERVE_LANES
+#pragma GCC pop_options
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 0
+
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
 #define TRIOSERVE_LANES 16
-#undef TRIOSERVE_BF16_DOT
-#define TRIOSERVE_BF16_DOT 1
 namespace avx512_bf16 {
 #include "simd.h"
 #include "dot_tile.h"
@@ -137,6 +157,22 @@ namespace avx512_bf16 {
 #undef TRIOSERVE_BF16_DOT
 #define TRIOSERVE_BF16_DOT 0
 #pragma GCC pop_options
+
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 2
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define TRIOSERVE_LANES 16
+namespace amx_emulated {
+#include "simd.h"
+#include "dot_tile.h"
+#include "unit.h"
+#include "attention_kernel.h"
+}  // namespace amx_emulated
+#undef TRIOSERVE_LANES
+#pragma GCC pop_options
+#undef TRIOSERVE_TILES
+#define TRIOSERVE_TILES 0
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
@@ -169,7 +205,9 @@ namespace portable {
 }  // namespace portable
 #undef TRIOSERVE_LANES
 #undef TRIOSERVE_BF16_DOT
+#undef TRIOSERVE_TILES
 
+// With a matrix unit, the thread's tiles are left configured (tiles.h).
 struct Kernel {
     void (*attend)(const Arguments&, const Task&, const Scratch&);
     void (*attend_part)(const Arguments&, const Task&, const Scratch&, float*);
@@ -181,8 +219,10 @@ struct Kernel {
 template <typename Cache>
 Kernel kernel_of(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::avx512_bf16 || isa == Isa::amx) return TRIOSERVE_KERNEL(avx512_bf16);
-    if (isa == Isa::avx512 || isa == Isa::avx512_vnni || isa == Isa::amx_emulated) return TRIOSERVE_KERNEL(avx512);
+    if (isa == Isa::amx) return TRIOSERVE_KERNEL(amx);
+    if (isa == Isa::amx_emulated) return TRIOSERVE_KERNEL(amx_emulated);
+    if (isa == Isa::avx512_bf16) return TRIOSERVE_KERNEL(avx512_bf16);
+    if (isa == Isa::avx512 || isa == Isa::avx512_vnni) return TRIOSERVE_KERNEL(avx512);
     if (isa == Isa::avx2) return TRIOSERVE_KERNEL(avx2);
 #endif
     return TRIOSERVE_KERNEL(portable);
@@ -274,10 +314,11 @@ inline std::vector<Split> split_long(const Arguments& a, std::vector<Task>& task
     return splits;
 }
 
+// Parts come before all others: they are of longer tasks, and whoever does the last of a task's parts merges them, which
+// the other threads should not have to wait for.
 inline void sort_longest_first(std::vector<Task>& tasks) {
-    std::stable_sort(tasks.begin(), tasks.end(), [](const Task& x, const Task& y) {
-        return num_partitions(x) * x.num_tokens > num_partitions(y) * y.num_tokens;
-    });
+    const auto length = [](const Task& task) { return task.split < 0 ? num_partitions(task) * task.num_tokens : INT_MAX; };
+    std::stable_sort(tasks.begin(), tasks.end(), [&](const Task& x, const Task& y) { return length(x) > length(y); });
 }
 
 inline void run_task(const Arguments& a, const Kernel& kernel, const Task& task, std::vector<Split>& splits,

@@ -38,6 +38,7 @@ cdef extern from "attention.h" namespace "trioserve" nogil:
         int sliding_window
         int max_queries
         float scale
+        float bound
 
     bint has_isa(Isa isa)
     void run "trioserve::paged_attention<float>"(const Arguments& a, int num_threads, Isa isa) except +
@@ -59,7 +60,7 @@ def paged_attention(
     uintptr_t out, uintptr_t q, uintptr_t k_cache, uintptr_t v_cache,
     uintptr_t cu_seqlens_q, uintptr_t seq_lens, uintptr_t block_tables,
     *, int64_t q_stride, int num_seqs, int num_heads, int num_kv_heads, int head_dim, int block_size, int max_blocks,
-    int sliding_window, int max_queries, float scale, bint is_bf16, int num_threads, str isa
+    int sliding_window, int max_queries, float scale, float bound, bint is_bf16, int num_threads, str isa
 ):
     """Attend; the addresses are of the tensors that ``trioserve.kernels.attention.paged_attention`` describes."""
     cdef Arguments a
@@ -69,7 +70,7 @@ def paged_attention(
     a.block_tables, a.q_stride, a.out_stride = <const int*>block_tables, q_stride, num_heads * head_dim
     a.num_seqs, a.num_heads, a.num_kv_heads, a.head_dim = num_seqs, num_heads, num_kv_heads, head_dim
     a.block_size, a.max_blocks, a.sliding_window, a.scale = block_size, max_blocks, sliding_window, scale
-    a.max_queries = max_queries
+    a.max_queries, a.bound = max_queries, bound
     a.group = num_heads // num_kv_heads
     with nogil:
         if is_bf16:

@@ -61,6 +61,15 @@ INLINE void weigh_rows(float* out, const float* weights, const Arguments& a, con
         weigh_values<T, R, 1>(out, weights, a, blocks, kv_head, first_key, end_key, d);
 }
 
+// Brings the scores of one query to what, scaled, is bound * tanh(scaled / bound).
+//   k_scales [num_keys], null: keys have none; what is not seen may be no number
+INLINE void bound_scores(float* scores, int num_keys, float scale, float bound, const float* k_scales) {
+    for (int i = 0; i < num_keys; i += kLanes) {
+        const vf score = load(scores + i), factor = k_scales == nullptr ? splat(scale) : load(k_scales + i) * scale;
+        store(scores + i, factor != vf{} ? bounded(score * factor, bound) / factor : score);
+    }
+}
+
 constexpr float kLog2E = 1.44269504f;
 
 // The keys of a partition that a query sees, within whole vectors of them.
@@ -133,6 +142,9 @@ INLINE void soften_rows(const Arguments& a, const Task& task, float* scores, flo
         const int position = task.first_position + row / a.group - first_key;
         return Seen(a.sliding_window > 0 ? position - a.sliding_window + 1 : 0, position + 1, num_keys);
     };
+    if (a.bound > 0.0f)
+        for (int row = 0; row < num_rows; ++row)
+            bound_scores(scores + row * kScoreStride, num_keys, scale, a.bound, kScaled ? k_scales : nullptr);
     scale *= kLog2E;
     float* state = found + a.head_dim;
     for (int row = 0; row < num_rows; ++row)

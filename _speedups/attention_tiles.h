@@ -157,6 +157,30 @@ INLINE void weigh_tiles(float* out, const float* weights, int num_rows, const ch
     });
 }
 
+#if TRIOSERVE_TILES
+#include "attention_unit.h"
+#else
+constexpr int kWeighedAtOnce = 1;  // groups of values whose weights are together
+
+INLINE int query_words(int head_dim) { return head_dim / 2; }
+
+// Scores of all rows against up to kStep groups of keys, as they come out of the product.
+//   scores [num_rows][kScoreStride]   q [num_rows] rows of query_words   groups [kStep + kAhead]
+template <KvFormat F>
+INLINE void score_groups(float* scores, const float* q, int num_rows, const char* const* groups, int num_groups,
+                         int head_dim) {
+    score_tiles<F>(scores, q, num_rows, groups, num_groups, head_dim, std::make_integer_sequence<int, kTile>{});
+}
+
+// Sums of the weighted values of a partition for all rows.
+//   out [num_rows] rows of head_dim + 2   weights, groups as in weigh_tile
+template <KvFormat F>
+INLINE void weigh_groups(float* out, const float* weights, int num_rows, const char* const* groups, int num_groups,
+                         int head_dim) {
+    weigh_tiles<F>(out, weights, num_rows, groups, num_groups, head_dim, std::make_integer_sequence<int, kTile>{});
+}
+#endif
+
 // The groups of a partition in the order in which they are read: keys, values, and what is read after.
 struct Groups {
     const char* keys[2 * kMostGroups + 2 * kAhead];
@@ -211,15 +235,14 @@ template <KvFormat F>
 INLINE void attend_partition(GroupCache<F>, const Arguments& a, const Task& task, const Scratch& s, int partition,
                              float* found) {
     constexpr bool is_scaled = F != KvFormat::bf16;
-    constexpr auto rows = std::make_integer_sequence<int, kTile>{};
     const int first_key = partition * kPartition, last_end = first_key + kPartition;
     const int end_key = task.end_key < last_end ? task.end_key : last_end;
     const int num_rows = task.num_tokens * a.group, head_dim = a.head_dim;
     Groups groups;
     find_groups(groups, a, task, first_key, end_key);
     for (int group = 0; group < groups.count; group += kStep)
-        score_tiles<F>(s.scores + group * kGroup, s.q, num_rows, groups.keys + group,
-                       groups.count - group < kStep ? groups.count - group : kStep, head_dim, rows);
+        score_groups<F>(s.scores + group * kGroup, s.q, num_rows, groups.keys + group,
+                        groups.count - group < kStep ? groups.count - group : kStep, head_dim);
     float *k_scales = s.scales, *v_scales = s.scales + kPartition;
     if (is_scaled) {
         copy_scales<F>(k_scales, groups.keys, groups.count, head_dim);
@@ -228,17 +251,20 @@ INLINE void attend_partition(GroupCache<F>, const Arguments& a, const Task& task
         copy_tail(s.tail, groups.values[groups.count - 1], end_key % kGroup, head_dim);
         groups.values[groups.count - 1] = reinterpret_cast<const char*>(s.tail);
     }
-    soften_rows<is_scaled, bf16>(a, task, s.scores, found, first_key, groups.count * kGroup, a.scale, k_scales, v_scales);
-    weigh_tiles<F>(found, s.scores, num_rows, groups.values, groups.count, head_dim, rows);
+    const int num_weighed = (groups.count + kWeighedAtOnce - 1) / kWeighedAtOnce * kWeighedAtOnce * kGroup;
+    soften_rows<is_scaled, bf16>(a, task, s.scores, found, first_key, num_weighed, a.scale, k_scales, v_scales);
+    weigh_groups<F>(found, s.scores, num_rows, groups.values, groups.count, head_dim);
 }
 
-// As they are: the scale is for the scores.
+// As they are, then 0: the scale is for the scores.
 template <KvFormat F>
 INLINE void load_queries(GroupCache<F>, const Arguments& a, const Task& task, float* q) {
+    const int size = 2 * query_words(a.head_dim);
     bf16* to = reinterpret_cast<bf16*>(q);
-    for (int row = 0; row < task.num_tokens * a.group; ++row) {
+    for (int row = 0; row < task.num_tokens * a.group; ++row, to += size) {
         const bf16* from = static_cast<const bf16*>(a.q) + (task.first_token + row / a.group) * a.q_stride +
                            static_cast<int64_t>(task.kv_head * a.group + row % a.group) * a.head_dim;
-        __builtin_memcpy(to + row * a.head_dim, from, static_cast<size_t>(a.head_dim) * sizeof(bf16));
+        __builtin_memcpy(to, from, static_cast<size_t>(a.head_dim) * sizeof(bf16));
+        __builtin_memset(to + a.head_dim, 0, static_cast<size_t>(size - a.head_dim) * sizeof(bf16));
     }
 }

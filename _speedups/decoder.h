@@ -1,10 +1,11 @@
 // decoder.h: a whole step of a decoder in one call: embedding, layers, the last norm; and the head's product.
 //
-// What a decoder is, is data: `DecoderShape` and a `Layer` for each layer. A step is a sequence of phases; in each all
-// threads claim tasks until none is left (team.h). The residual is float32, what is multiplied is bf16, sums are
-// float32; or, in the products whose weights are int8 or int4, what is multiplied is int8, sums are int32. Every number a row is given depends on that row, its position and the keys before it, never on its
-// neighbours in the batch: products run through their depth in one order (panels.h), attention goes through its keys in
-// partitions that lie at fixed positions (attention.h), and norms are of one row.
+// What a decoder is, is data (layer.h): `DecoderShape` and a `Layer` for each layer. A step is a sequence of phases; in
+// each all threads claim tasks until none is left (team.h). The residual is float32, what is multiplied is bf16, sums are
+// float32; or, in the products whose weights are int8 or int4, what is multiplied is int8, sums are int32. Every number a
+// row is given depends on that row, its position and the keys before it, never on its neighbours in the batch: products
+// run through their depth in one order (panels.h), attention goes through its keys in partitions that lie at fixed
+// positions (attention.h), and norms are of one row.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "decoder_kernels.h"
 #include "isa.h"
 #include "kv_cache.h"
+#include "layer.h"
 #include "memory.h"
 #include "panels.h"
 #include "quantize.h"
@@ -26,23 +28,6 @@
 
 namespace trioserve {
 
-struct DecoderShape {
-    int num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, vocab_size, num_positions;
-    float eps;
-    Activation activation;
-    bool interleaved;
-    const bf16* embeddings;   // [vocab_size][hidden_size], the caller's; null: those of the head
-    const float* rope_table;  // [num_positions][2][head_dim / 2], the caller's
-    KvFormat kv_format;
-};
-
-struct Layer {
-    Panels qkv, o, gate_up, down;
-    Memory<float> qkv_bias, o_bias, gate_up_bias, down_bias;  // empty: none
-    Memory<float> input_norm, post_attention_norm, q_norm, k_norm;
-    int sliding_window = 0;  // 0: none
-};
-
 class Decoder {
 public:
     // alone_work: multiplications below which the caller works alone.
@@ -50,7 +35,8 @@ public:
         : shape_(shape), alone_work_(alone_work), kernels_(kernels_of(isa)), attention_(kernel_of(isa, shape.kv_format)),
           team_(num_threads, std::move(cpus)), layers_(static_cast<size_t>(shape.num_layers)),
           head_size_(static_cast<int64_t>(shape.num_heads) * shape.head_dim),
-          x_(padded(shape.hidden_size)), sampled_x_(padded(shape.hidden_size)), normed_(padded(shape.hidden_size)),
+          x_(padded(shape.hidden_size)), sampled_x_(padded(shape.hidden_size)), added_(padded(shape.hidden_size)),
+          normed_(padded(shape.hidden_size)),
           heads_(padded(head_size_ + 2 * static_cast<int64_t>(shape.num_kv_heads) * shape.head_dim)), q_(head_size_),
           seen_(padded(head_size_)), sampled_seen_(padded(head_size_)), gated_(padded(shape.intermediate_size)),
           bytes_(row_words(std::max({shape.hidden_size, shape.intermediate_size, static_cast<int>(head_size_)}))) {
@@ -61,7 +47,7 @@ public:
 
     Layer& layer(int i) { return layers_[static_cast<size_t>(i)]; }
     Panels& head() { return head_; }
-    Memory<float>& final_norm() { return final_norm_; }
+    NormWeights& final_norm() { return final_norm_; }
     int num_threads() const { return team_.size(); }
 
     size_t num_bytes() const {
@@ -122,7 +108,7 @@ public:
         team_.run([&](int member) {
             run_layers(step, member);
             kernels_.leave();
-        }, is_small(layer_work(), step.num_tokens));
+        }, is_small(layer_work(shape_), step.num_tokens));
     }
 
     // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size]
@@ -134,6 +120,7 @@ public:
             const size_t size = static_cast<size_t>(shape_.hidden_size);
             for_rows(num_rows, [&](int i) { std::memcpy(normed_.row(i), hidden + i * size, size * sizeof(bf16)); });
             multiply(head_, rows_for(head_, normed_, num_rows), num_rows, finish);
+            scale_logits(out, num_rows);
             kernels_.leave();
         }, is_small(int64_t{shape_.vocab_size} * shape_.hidden_size, num_rows));
     }
@@ -146,12 +133,6 @@ private:
         std::vector<Split> splits;
     };
 
-    // Multiplications of a row with the weights of all layers.
-    int64_t layer_work() const {
-        const int64_t heads = 2 * head_size_ + 2 * int64_t{shape_.num_kv_heads} * shape_.head_dim;
-        return shape_.num_layers * shape_.hidden_size * (heads + 3 * int64_t{shape_.intermediate_size});
-    }
-
     // Whether the caller does it sooner than a helper that something else keeps from its core lets it go on. Up to some
     // rows a product takes as long as reading its weights.
     bool is_small(int64_t work, int num_rows) const { return work * std::max(num_rows, kReadRows) < alone_work_; }
@@ -160,6 +141,7 @@ private:
         const int num_rows = std::max(step.num_tokens, step.num_samples);
         x_.reserve(step.num_tokens);
         normed_.reserve(num_rows);
+        added_.reserve(num_rows);
         heads_.reserve(step.num_tokens);
         q_.reserve(step.num_tokens);
         seen_.reserve(step.num_tokens);
@@ -207,7 +189,8 @@ private:
         a.group = shape_.num_heads / shape_.num_kv_heads;
         a.sliding_window = sliding_window;
         a.max_queries = step.num_tokens;
-        a.scale = 1.0f / __builtin_sqrtf(static_cast<float>(shape_.head_dim));
+        a.scale = shape_.attention_scale;
+        a.bound = shape_.attention_bound;
         a.group_bytes = group_bytes(shape_.kv_format, shape_.head_dim);
         plan->tasks = cut(a);
         if (sampled) keep_sampled(step, plan->tasks);
@@ -243,7 +226,7 @@ private:
     void run_layers(const Step& step, int member) {
         for_rows(step.num_tokens, [&](int i) {
             embed(x_.row(i), step.token_ids[i]);
-            norm(x_, i, layers_[0].input_norm, layers_[0].qkv);
+            norm(x_, i, layers_[0].before_attention, layers_[0].qkv);
         });
         for (size_t i = 0; i < layers_.size(); ++i) {
             const Layer& layer = layers_[i];
@@ -258,11 +241,15 @@ private:
             finish_layer(layer, is_last ? sampled_x_ : x_, is_last ? sampled_seen_ : seen_,
                          is_last ? step.num_samples : step.num_tokens);
             if (!is_last)
-                for_rows(step.num_tokens, [&](int row) { norm(x_, row, layers_[i + 1].input_norm, layers_[i + 1].qkv); });
+                for_rows(step.num_tokens, [&](int row) {
+                    add(x_, row, layer.after_mlp);
+                    norm(x_, row, layers_[i + 1].before_attention, layers_[i + 1].qkv);
+                });
         }
         const size_t size = static_cast<size_t>(shape_.hidden_size);
         for_rows(step.num_samples, [&](int i) {
-            kernels_.norm_row(normed_.row(i), sampled_x_.row(i), final_norm_.get(), shape_.hidden_size, shape_.eps);
+            add(sampled_x_, i, layers_.back().after_mlp);
+            kernels_.norm_row(normed_.row(i), sampled_x_.row(i), final_norm_.on(shape_));
             std::memcpy(step.hidden + i * size, normed_.row(i), size * sizeof(bf16));
         });
     }
@@ -272,28 +259,60 @@ private:
             kernels_.unpack_column(x, head_, static_cast<int>(token_id));
         else
             kernels_.embed_row(x, shape_.embeddings + token_id * shape_.hidden_size, shape_.hidden_size);
+        if (shape_.embedding_scale != 1.0f) kernels_.scale_row(x, shape_.hidden_size, shape_.embedding_scale, 0.0f);
     }
 
-    // What comes after attention in a layer.
+    void scale_logits(float* out, int num_rows) {
+        if (shape_.logits_scale == 1.0f && shape_.logits_bound == 0.0f) return;
+        for_rows(num_rows, [&](int i) {
+            kernels_.scale_row(out + i * int64_t{shape_.vocab_size}, shape_.vocab_size, shape_.logits_scale,
+                               shape_.logits_bound);
+        });
+    }
+
+    // What comes after attention in a layer; what the MLP adds, `add` may still have to.
     void finish_layer(const Layer& layer, const Table<float>& x, const Table<bf16>& seen, int num_rows) {
-        const Finish added{Finish::residual, x.row(0), x.stride(), static_cast<int>(x.stride()), layer.o_bias.get(),
-                           shape_.activation};
-        multiply(layer.o, rows_for(layer.o, seen, num_rows), num_rows, added);
-        for_rows(num_rows, [&](int i) { norm(x, i, layer.post_attention_norm, layer.gate_up); });
+        if (shape_.is_parallel) {  // the norm once more: its rows were of all tokens, or gave way to bytes
+            for_rows(num_rows, [&](int i) { norm(x, i, layer.before_attention, layer.gate_up); });
+            run_mlp(layer, x, num_rows);
+            multiply(layer.o, rows_for(layer.o, seen, num_rows), num_rows, adding(x, layer.o_bias, layer.after_attention));
+            return;
+        }
+        multiply(layer.o, rows_for(layer.o, seen, num_rows), num_rows, adding(x, layer.o_bias, layer.after_attention));
+        for_rows(num_rows, [&](int i) {
+            add(x, i, layer.after_attention);
+            norm(x, i, layer.before_mlp, layer.gate_up);
+        });
+        run_mlp(layer, x, num_rows);
+    }
+
+    void run_mlp(const Layer& layer, const Table<float>& x, int num_rows) {
         multiply(layer.gate_up, normed_for(layer.gate_up), num_rows,
                  Finish{Finish::gated, gated_.row(0), gated_.stride(), shape_.intermediate_size,
                         layer.gate_up_bias.get(), shape_.activation});
-        Finish down = added;
-        down.bias = layer.down_bias.get();
-        multiply(layer.down, rows_for(layer.down, gated_, num_rows), num_rows, down);
+        multiply(layer.down, rows_for(layer.down, gated_, num_rows), num_rows, adding(x, layer.down_bias, layer.after_mlp));
+    }
+
+    // Whether what is added to the residual is changed before.
+    bool is_changed(const NormWeights& after) const { return !after.weights.empty() || shape_.residual_scale != 1.0f; }
+
+    // A product that is added to the residual at once where it is as it is, or else by `add`.
+    Finish adding(const Table<float>& x, const Memory<float>& bias, const NormWeights& after) const {
+        const Table<float>& to = is_changed(after) ? added_ : x;
+        return {is_changed(after) ? Finish::floats : Finish::residual, to.row(0), to.stride(), static_cast<int>(to.stride()),
+                bias.get(), shape_.activation};
+    }
+
+    void add(const Table<float>& x, int row, const NormWeights& after) {
+        if (is_changed(after)) kernels_.add_row(x.row(row), added_.row(row), after.on(shape_), shape_.residual_scale);
     }
 
     // The normed row as `next` takes it.
-    void norm(const Table<float>& x, int row, const Memory<float>& weights, const Panels& next) {
+    void norm(const Table<float>& x, int row, const NormWeights& weights, const Panels& next) {
         if (next.format == Format::bf16)
-            kernels_.norm_row(normed_.row(row), x.row(row), weights.get(), shape_.hidden_size, shape_.eps);
+            kernels_.norm_row(normed_.row(row), x.row(row), weights.on(shape_));
         else
-            kernels_.norm_bytes(bytes_.row(row), x.row(row), weights.get(), shape_.hidden_size, shape_.eps);
+            kernels_.norm_bytes(bytes_.row(row), x.row(row), weights.on(shape_));
     }
 
     Rows normed_for(const Panels& panels) const { return panels.format == Format::bf16 ? pairs(normed_) : bytes(); }
@@ -309,15 +328,16 @@ private:
     Rows bytes() const { return {bytes_.row(0), bytes_.stride()}; }
 
     void place(const Step& step, const Layer& layer, size_t i) {
-        const HeadShape heads{shape_.num_heads, shape_.num_kv_heads, shape_.head_dim, shape_.interleaved,
-                              layer.q_norm.get(), layer.k_norm.get(), shape_.eps};
+        const HeadShape heads{shape_.num_heads, shape_.num_kv_heads, shape_.head_dim, shape_.num_pairs, shape_.interleaved,
+                              shape_.heads_together, layer.q_norm.get(), layer.k_norm.get(), shape_.eps};
         const int64_t group = group_bytes(shape_.kv_format, shape_.head_dim), head_stride = step.block_size / kGroup * group;
         for_rows(step.num_tokens, [&](int row) {
             const int64_t block = step.slot_mapping[row] / step.block_size, offset = step.slot_mapping[row] % step.block_size;
             const int64_t at = block * shape_.num_kv_heads * head_stride + offset / kGroup * group;
             const KvPlace to{step.k_caches[i] + at, step.v_caches[i] + at, head_stride, static_cast<int>(offset % kGroup),
                              shape_.kv_format};
-            const float* turns = shape_.rope_table + step.positions[row] * shape_.head_dim;
+            const float* turns =
+                layer.rope_table == nullptr ? nullptr : layer.rope_table + step.positions[row] * 2 * shape_.num_pairs;
             kernels_.place_row(q_.row(row), to, heads_.row(row), turns, heads);
         });
     }
@@ -361,9 +381,10 @@ private:
     Team team_;
     std::vector<Layer> layers_;
     Panels head_;
-    Memory<float> final_norm_;
+    NormWeights final_norm_;
     const int64_t head_size_;
     Table<float> x_, sampled_x_;
+    Table<float> added_;  // what a product found that is changed before it is added to the residual
     Table<bf16> normed_;
     Table<float> heads_;
     Table<bf16> q_, seen_, sampled_seen_, gated_;

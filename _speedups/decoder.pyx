@@ -31,6 +31,11 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         gelu
         gelu_tanh
 
+    cdef enum class NormKind(int):
+        none
+        rms
+        layer
+
     cdef enum class KvFormat(int):
         bf16
         int8
@@ -64,9 +69,22 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         float eps
         CActivation activation
         bint interleaved
+        int num_pairs
         const bf16* embeddings
-        const float* rope_table
         KvFormat kv_format
+        NormKind norm_kind
+        bint heads_together
+        bint is_parallel
+        float embedding_scale
+        float residual_scale
+        float attention_scale
+        float logits_scale
+        float attention_bound
+        float logits_bound
+
+    struct NormWeights:
+        Floats weights
+        Floats bias
 
     struct Layer:
         Panels qkv
@@ -77,10 +95,13 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         Floats o_bias
         Floats gate_up_bias
         Floats down_bias
-        Floats input_norm
-        Floats post_attention_norm
+        NormWeights before_attention
+        NormWeights after_attention
+        NormWeights before_mlp
+        NormWeights after_mlp
         Floats q_norm
         Floats k_norm
+        const float* rope_table
         int sliding_window
 
     struct Step:
@@ -105,7 +126,7 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         CDecoder(const DecoderShape&, int num_threads, vector[int] cpus, int64_t alone_work, Isa isa) except +
         Layer& layer(int i)
         Panels& head()
-        Floats& final_norm()
+        NormWeights& final_norm()
         int num_threads()
         size_t num_bytes()
         void pack(Panels&, const Weights&, int num_columns, bint gated, CFormat) except +
@@ -125,6 +146,7 @@ cdef dict _ISAS = {
 }
 cdef dict _FORMATS = {"bf16": CFormat.bf16, "int8": CFormat.int8, "int4": CFormat.int4}
 cdef dict _KV_FORMATS = {"bfloat16": KvFormat.bf16, "int8": KvFormat.int8, "fp8": KvFormat.fp8}
+cdef dict _NORM_KINDS = {"rms": NormKind.rms, "layer": NormKind.layer}
 cdef dict _ACTIVATIONS = {
     "silu": CActivation.silu, "gelu": CActivation.gelu, "gelu_tanh": CActivation.gelu_tanh
 }
@@ -169,17 +191,22 @@ cdef class Decoder:
 
     def __cinit__(
         self, *, int num_layers, int hidden_size, int intermediate_size, int num_heads, int num_kv_heads, int head_dim,
-        int vocab_size, int num_positions, float rms_norm_eps, str activation, bint is_interleaved,
-        uintptr_t embeddings, uintptr_t rope_table, int num_threads, cpus, int64_t alone_work, str isa,
-        str kv_format
+        int vocab_size, int num_positions, int num_pairs, float rms_norm_eps, str norm_kind, bint heads_together,
+        str activation, bint is_interleaved, bint is_parallel, scales, uintptr_t embeddings, int num_threads, cpus,
+        int64_t alone_work, str isa, str kv_format
     ):
         cdef DecoderShape* shape = &self._shape
         shape.num_layers, shape.hidden_size, shape.intermediate_size = num_layers, hidden_size, intermediate_size
         shape.num_heads, shape.num_kv_heads, shape.head_dim = num_heads, num_kv_heads, head_dim
         shape.vocab_size, shape.num_positions, shape.eps = vocab_size, num_positions, rms_norm_eps
         shape.activation, shape.interleaved = <CActivation><int>_ACTIVATIONS[activation], is_interleaved
-        shape.embeddings, shape.rope_table = <const bf16*>embeddings, <const float*>rope_table
+        shape.embeddings, shape.num_pairs = <const bf16*>embeddings, num_pairs
         shape.kv_format = <KvFormat><int>_KV_FORMATS[kv_format]
+        shape.norm_kind, shape.heads_together = <NormKind><int>_NORM_KINDS[norm_kind], heads_together
+        shape.is_parallel = is_parallel
+        shape.embedding_scale, shape.residual_scale = scales["embedding"], scales["residual"]
+        shape.attention_scale, shape.attention_bound = scales["attention"], scales["attention_bound"]
+        shape.logits_scale, shape.logits_bound = scales["logits"], scales["logits_bound"]
         self.isa = isa
         self._decoder.reset(new CDecoder(self._shape, num_threads, cpus, alone_work, <Isa><int>_ISAS[isa]))
 
@@ -193,9 +220,12 @@ cdef class Decoder:
         """Memory of all matrices packed so far."""
         return self._decoder.get().num_bytes()
 
-    def set_layer(self, int layer, *, qkv_proj, o_proj, gate_up_proj, down_proj, formats, int sliding_window):
+    def set_layer(
+        self, int layer, *, qkv_proj, o_proj, gate_up_proj, down_proj, formats, int sliding_window,
+        uintptr_t rope_table
+    ):
         """Take the matrices of a layer, each in pieces, (address, number of rows), and the format that each is to have;
-        ``pack`` reads them."""
+        ``pack`` reads them. ``rope_table`` is read by every step, 0: heads are not rotated."""
         cdef CDecoder* decoder = self._decoder.get()
         cdef Layer* to = &decoder.layer(layer)
         cdef DecoderShape* shape = &self._shape
@@ -205,24 +235,32 @@ cdef class Decoder:
         cdef Weights o = _weights(o_proj, shape.hidden_size, head_size)
         cdef Weights gate_up = _weights(gate_up_proj, 2 * shape.intermediate_size, shape.hidden_size)
         cdef Weights down = _weights(down_proj, shape.hidden_size, shape.intermediate_size)
-        to.sliding_window = sliding_window
+        to.sliding_window, to.rope_table = sliding_window, <const float*>rope_table
         self._take(to.qkv, qkv, qkv_size, False, formats["qkv_proj"])
         self._take(to.o, o, shape.hidden_size, False, formats["o_proj"])
         self._take(to.gate_up, gate_up, shape.intermediate_size, True, formats["gate_up_proj"])
         self._take(to.down, down, shape.hidden_size, False, formats["down_proj"])
 
-    def set_norms(
-        self, int layer, *, uintptr_t input_layernorm, uintptr_t post_attention_layernorm, uintptr_t q_norm,
-        uintptr_t k_norm
-    ):
-        """Copy a layer's norms, float32; ``q_norm`` and ``k_norm`` are 0 where heads are not normalised."""
+    def set_norms(self, int layer, *, weights, biases):
+        """Copy a layer's norms, float32; an address is 0 where there is no such norm, or none of its bias."""
         cdef CDecoder* decoder = self._decoder.get()
         cdef Layer* to = &decoder.layer(layer)
-        decoder.copy(to.input_norm, <const float*>input_layernorm, self._shape.hidden_size)
-        decoder.copy(to.post_attention_norm, <const float*>post_attention_layernorm, self._shape.hidden_size)
+        cdef int size = self._shape.head_dim
+        cdef bint whole = self._shape.heads_together
+        self._copy_norm(to.before_attention, weights["before_attention"], biases["before_attention"])
+        self._copy_norm(to.after_attention, weights["after_attention"], biases["after_attention"])
+        self._copy_norm(to.before_mlp, weights["before_mlp"], biases["before_mlp"])
+        self._copy_norm(to.after_mlp, weights["after_mlp"], biases["after_mlp"])
+        cdef uintptr_t q_norm = weights["q_norm"], k_norm = weights["k_norm"]
         if q_norm:
-            decoder.copy(to.q_norm, <const float*>q_norm, self._shape.head_dim)
-            decoder.copy(to.k_norm, <const float*>k_norm, self._shape.head_dim)
+            decoder.copy(to.q_norm, <const float*>q_norm, size * self._shape.num_heads if whole else size)
+            decoder.copy(to.k_norm, <const float*>k_norm, size * self._shape.num_kv_heads if whole else size)
+
+    cdef _copy_norm(self, NormWeights& to, uintptr_t weights, uintptr_t bias):
+        if weights:
+            self._decoder.get().copy(to.weights, <const float*>weights, self._shape.hidden_size)
+        if bias:
+            self._decoder.get().copy(to.bias, <const float*>bias, self._shape.hidden_size)
 
     def set_biases(
         self, int layer, *, uintptr_t qkv_proj, uintptr_t o_proj, uintptr_t gate_up_proj, uintptr_t down_proj
@@ -240,11 +278,11 @@ cdef class Decoder:
         if down_proj:
             decoder.copy(to.down_bias, <const float*>down_proj, self._shape.hidden_size)
 
-    def set_head(self, *, uintptr_t norm, lm_head, str head_format):
-        """Copy the last norm, float32, and take the head, bfloat16, in pieces as those of a layer."""
+    def set_head(self, *, uintptr_t norm, uintptr_t norm_bias, lm_head, str head_format):
+        """Copy the last norm, float32, its bias may be 0, and take the head, bfloat16, in pieces as those of a layer."""
         cdef CDecoder* decoder = self._decoder.get()
         cdef Weights weights = _weights(lm_head, self._shape.vocab_size, self._shape.hidden_size)
-        decoder.copy(decoder.final_norm(), <const float*>norm, self._shape.hidden_size)
+        self._copy_norm(decoder.final_norm(), norm, norm_bias)
         self._take(decoder.head(), weights, self._shape.vocab_size, False, head_format)
 
     def pack(self):

@@ -18,9 +18,22 @@ namespace trioserve {
 // What is done to the rows of a step between two products.
 struct HeadShape {
     int num_heads, num_kv_heads, head_dim;
+    int num_pairs;        // of a head that are rotated: its first elements
     bool interleaved;     // whether neighbours are rotated with each other, or halves
-    const float* q_norm;  // [head_dim], null: heads are not normalised
+    bool heads_together;  // whether the heads of a token are normalised together
+    const float* q_norm;  // [head_dim], or of all heads, null: heads are not normalised
     const float* k_norm;
+    float eps;
+};
+
+enum class NormKind : int { none = 0, rms = 1, layer = 2 };
+
+// A norm of rows: x * rsqrt(mean(x^2) + eps) * weights; or, as layer norm, of x - mean(x) and with a bias; or none.
+struct Norm {
+    NormKind kind;
+    const float* weights;  // [size], padded
+    const float* bias;     // the same, null: none
+    int size;
     float eps;
 };
 
@@ -100,6 +113,7 @@ namespace step_amx {
 #include "simd.h"
 #include "dot_tile.h"
 #include "byte_tile.h"
+#include "unit.h"
 #include "unit_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
@@ -120,6 +134,7 @@ namespace step_amx_emulated {
 #include "simd.h"
 #include "dot_tile.h"
 #include "byte_tile.h"
+#include "unit.h"
 #include "unit_tile.h"
 #include "panels_kernel.h"
 #include "rows_kernel.h"
@@ -151,15 +166,17 @@ struct Kernels {
     void (*leave)();  // each thread calls it after its last product of a step
     void (*quantize_row)(uint32_t* out, const bf16* x, int size);
     void (*embed_row)(float* out, const bf16* weights, int size);
-    void (*norm_row)(bf16* out, const float* x, const float* weights, int size, float eps);
-    void (*norm_bytes)(uint32_t* out, const float* x, const float* weights, int size, float eps);
+    void (*norm_row)(bf16* out, const float* x, const Norm&);
+    void (*norm_bytes)(uint32_t* out, const float* x, const Norm&);
+    void (*add_row)(float* x, const float* added, const Norm&, float scale);
+    void (*scale_row)(float* x, int size, float scale, float bound);
     void (*place_row)(bf16* q, const KvPlace&, float* heads, const float* turns, const HeadShape&);
 };
 
 #define TRIOSERVE_KERNELS(set)                                                                                  \
     Kernels {                                                                                                   \
         set::kLanes, set::pack_panel, set::unpack_column, set::multiply, set::leave, set::quantize_row, set::embed_row,     \
-            set::norm_row, set::norm_bytes, set::place_row                                                      \
+            set::norm_row, set::norm_bytes, set::add_row, set::scale_row, set::place_row                        \
     }
 
 inline Kernels kernels_of(Isa isa) {

@@ -25,11 +25,64 @@ INLINE float norm_scale(const float* x, int size, float eps) {
     return 1.0f / __builtin_sqrtf(lane_sum(squares) / static_cast<float>(size) + eps);
 }
 
-// out = x * rsqrt(mean(x^2) + eps) * weights.
-//   out, x, weights [size], padded
-inline void norm_row(bf16* out, const float* x, const float* weights, int size, float eps) {
-    const float scale = norm_scale(x, size, eps);
-    for (int i = 0; i < size; i += kLanes) store(out + i, load(x + i) * scale * load(weights + i));
+// The mean of a row and the reciprocal of its standard deviation.
+struct Spread {
+    float mean, scale;
+};
+
+INLINE Spread spread_of(const float* x, int size, float eps) {
+    vf sum = {}, squares = {}, lanes = {};
+    for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<float>(i);
+    for (int i = 0; i < size; i += kLanes) sum += load(x + i);
+    const float mean = lane_sum(sum) / static_cast<float>(size);
+    for (int i = 0; i < size; i += kLanes) {
+        const vf off = load(x + i) - mean, kept = lanes < static_cast<float>(size - i) ? off : vf{};
+        squares += kept * kept;
+    }
+    return {mean, 1.0f / __builtin_sqrtf(lane_sum(squares) / static_cast<float>(size) + eps)};
+}
+
+// Calls take(numbers), where numbers(i) are the kLanes numbers of the normed row from the i-th.
+//   x [norm.size], padded
+template <typename Take>
+INLINE void with_normed(const float* x, const Norm& norm, const Take& take) {
+    const float *weights = norm.weights, *bias = norm.bias;
+    if (norm.kind == NormKind::none) return take([=](int i) { return load(x + i); });
+    if (norm.kind == NormKind::rms) {
+        const float scale = norm_scale(x, norm.size, norm.eps);
+        return take([=](int i) { return load(x + i) * scale * load(weights + i); });
+    }
+    const Spread spread = spread_of(x, norm.size, norm.eps);
+    if (bias == nullptr) return take([=](int i) { return (load(x + i) - spread.mean) * spread.scale * load(weights + i); });
+    take([=](int i) { return (load(x + i) - spread.mean) * spread.scale * load(weights + i) + load(bias + i); });
+}
+
+//   out, x [norm.size], padded
+inline void norm_row(bf16* out, const float* x, const Norm& norm) {
+    with_normed(x, norm, [&](const auto& numbers) {
+        for (int i = 0; i < norm.size; i += kLanes) store(out + i, numbers(i));
+    });
+}
+
+// x += scale * what `added` is normed to.
+//   x, added [norm.size], padded
+inline void add_row(float* x, const float* added, const Norm& norm, float scale) {
+    with_normed(added, norm, [&](const auto& numbers) {
+        for (int i = 0; i < norm.size; i += kLanes) store(x + i, load(x + i) + numbers(i) * scale);
+    });
+}
+
+// Numbers times `scale`; with a bound, which is not 0, then bound * tanh(x / bound).
+//   x [size]
+inline void scale_row(float* x, int size, float scale, float bound) {
+    for (int i = 0; i < size; i += kLanes) {
+        const size_t count = static_cast<size_t>(size - i < kLanes ? size - i : kLanes) * sizeof(float);
+        vf numbers = {};
+        __builtin_memcpy(&numbers, x + i, count);
+        numbers *= scale;
+        if (bound > 0.0f) numbers = bounded(numbers, bound);
+        __builtin_memcpy(x + i, &numbers, count);
+    }
 }
 
 typedef int8_t vb __attribute__((vector_size(TRIOSERVE_LANES)));
@@ -107,15 +160,15 @@ inline void quantize_row(uint32_t* out, const bf16* x, int size) {
 }
 
 // The same of norm_row's numbers, before they are rounded to bf16.
-inline void norm_bytes(uint32_t* out, const float* x, const float* weights, int size, float eps) {
-    const float scale = norm_scale(x, size, eps);
-    const auto numbers = [=](int i) { return load(x + i) * scale * load(weights + i); };
-    Most most;
-    for (int i = 0; i < size; i += kLanes) most.take(numbers(i));
-    put_bytes(out, size, most.value(), numbers);
+inline void norm_bytes(uint32_t* out, const float* x, const Norm& norm) {
+    with_normed(x, norm, [&](const auto& numbers) {
+        Most most;
+        for (int i = 0; i < norm.size; i += kLanes) most.take(numbers(i));
+        put_bytes(out, norm.size, most.value(), numbers);
+    });
 }
 
-// Rotates a head in place.
+// Rotates the first elements of a head in place.
 //   x [2 * half]   turns [2][half], cosines and sines
 INLINE void turn(float* x, const float* turns, int half, bool interleaved) {
     const float* cosines = turns;
@@ -128,15 +181,21 @@ INLINE void turn(float* x, const float* turns, int half, bool interleaved) {
         }
         return;
     }
-    constexpr int step = kLanes < 8 ? kLanes : 8;  // half a head is whole vectors of 8 at least
+    constexpr int step = kLanes < 8 ? kLanes : 8;  // half a head is whole vectors of 8 where all of it is rotated
     typedef float vs __attribute__((vector_size(4 * step), aligned(4), may_alias));
-    for (int i = 0; i < half; i += step) {
+    int i = 0;
+    for (; i + step <= half; i += step) {
         vs& lower = *reinterpret_cast<vs*>(x + i);
         vs& upper = *reinterpret_cast<vs*>(x + half + i);
         const vs a = lower, b = upper;
         const vs c = *reinterpret_cast<const vs*>(cosines + i), s = *reinterpret_cast<const vs*>(sines + i);
         lower = a * c - b * s;
         upper = b * c + a * s;
+    }
+    for (; i < half; ++i) {
+        const float a = x[i], b = x[half + i];
+        x[i] = a * cosines[i] - b * sines[i];
+        x[half + i] = b * cosines[i] + a * sines[i];
     }
 }
 
@@ -151,20 +210,25 @@ INLINE void copy_row(bf16* out, const float* x, int size) {
 
 // A token's heads: normalised, rotated, q to its row and k and v to their place in the cache.
 //   q [num_heads][head_dim]   heads [num_heads + 2 * num_kv_heads][head_dim], q, k and v; used up
-//   turns [2][head_dim / 2]
+//   turns [2][shape.num_pairs], null: heads are not rotated
 inline void place_row(bf16* q, const KvPlace& place, float* heads, const float* turns, const HeadShape& shape) {
-    const int size = shape.head_dim, half = size / 2;
+    const int size = shape.head_dim, half = shape.num_pairs;
     char *k = place.k, *v = place.v;
     for (int head = 0; head < shape.num_kv_heads; ++head)
         fetch_group(k + head * place.head_stride, group_bytes(place.format, size));
+    const bool is_normed = shape.q_norm != nullptr && !shape.heads_together;
+    if (shape.q_norm != nullptr && shape.heads_together) {
+        normalise(heads, shape.q_norm, shape.num_heads * size, shape.eps);
+        normalise(heads + shape.num_heads * size, shape.k_norm, shape.num_kv_heads * size, shape.eps);
+    }
     for (int head = 0; head < shape.num_heads; ++head, heads += size, q += size) {
-        if (shape.q_norm != nullptr) normalise(heads, shape.q_norm, size, shape.eps);
-        turn(heads, turns, half, shape.interleaved);
+        if (is_normed) normalise(heads, shape.q_norm, size, shape.eps);
+        if (turns != nullptr) turn(heads, turns, half, shape.interleaved);
         copy_row(q, heads, size);
     }
     for (int head = 0; head < shape.num_kv_heads; ++head, heads += size, k += place.head_stride) {
-        if (shape.k_norm != nullptr) normalise(heads, shape.k_norm, size, shape.eps);
-        turn(heads, turns, half, shape.interleaved);
+        if (is_normed) normalise(heads, shape.k_norm, size, shape.eps);
+        if (turns != nullptr) turn(heads, turns, half, shape.interleaved);
         write_key(place, k, heads, size);
     }
     for (int head = 0; head < shape.num_kv_heads; ++head, heads += size, v += place.head_stride)

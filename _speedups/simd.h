@@ -98,6 +98,9 @@ INLINE vf vexp2(vf x) {
     return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
 }
 
+// bound * tanh(x / bound), which is near x where that is small.
+INLINE vf bounded(vf x, float bound) { return bound - 2.0f * bound / (1.0f + vexp(x * (2.0f / bound))); }
+
 // Sums of whole vectors, kLanes of them at once: lane i of the result is the sum of v[i]. A level halves the lanes that
 // belong to one sum: `take` picks the lower or upper half of each such run, from a's runs and then from b's.
 template <int kWidth, bool kUpper, int... kLane>

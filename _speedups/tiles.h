@@ -14,6 +14,8 @@
 
 namespace trioserve {
 
+inline thread_local int configured_rows = 0;  // of left factors, as unit.h configures tiles; 0: this thread's are not
+
 constexpr int kUnitSize = 16;   // and words of a row: of floats, pairs of bf16, or four bytes
 constexpr int kUnitBytes = 64;  // of a row
 
@@ -27,6 +29,11 @@ struct alignas(64) TileShapes {
         row_bytes[tile] = rows > 0 ? kUnitBytes : 0;
     }
 };
+
+#if defined(__x86_64__)
+// Vectors carry it out, or tests would take minutes.
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx2,fma")
 
 // Source: the operations TDPBF16PS and TDPBSUD of Intel's instruction set reference.
 class EmulatedTiles {
@@ -51,17 +58,20 @@ public:
 
     // The first halves of all pairs are summed apart from the second ones.
     void dot_pairs(int sums, int a, int b) {
-        for (int row = 0; row < rows_of(sums); ++row)
-            for (int column = 0; column < kUnitSize; ++column) {
-                float lower = 0.0f, upper = 0.0f;
-                for (int i = 0; i < kUnitSize; ++i) {
-                    const uint32_t x = words_[a][row][i], y = words_[b][i][column];
-                    lower = __builtin_fmaf(to_float(x << 16), to_float(y << 16), lower);
-                    upper = __builtin_fmaf(to_float(x & 0xffff0000u), to_float(y & 0xffff0000u), upper);
+        for (int row = 0; row < rows_of(sums); ++row) {
+            float lower[kUnitSize] = {}, upper[kUnitSize] = {}, sum[kUnitSize];
+            for (int i = 0; i < kUnitSize; ++i) {
+                const float first = to_float(words_[a][row][i] << 16), second = to_float(words_[a][row][i] & 0xffff0000u);
+                for (int column = 0; column < kUnitSize; ++column) {
+                    const uint32_t y = words_[b][i][column];
+                    lower[column] = __builtin_fmaf(first, to_float(y << 16), lower[column]);
+                    upper[column] = __builtin_fmaf(second, to_float(y & 0xffff0000u), upper[column]);
                 }
-                const float sum = to_float(words_[sums][row][column]) + (lower + upper);
-                __builtin_memcpy(&words_[sums][row][column], &sum, 4);
             }
+            __builtin_memcpy(sum, words_[sums][row], sizeof sum);
+            for (int column = 0; column < kUnitSize; ++column) sum[column] += lower[column] + upper[column];
+            __builtin_memcpy(words_[sums][row], sum, sizeof sum);
+        }
     }
 
     // Signed bytes of `a` with unsigned ones of `b`.
@@ -89,5 +99,8 @@ private:
 };
 
 inline thread_local EmulatedTiles emulated_tiles;
+
+#pragma GCC pop_options
+#endif
 
 }  // namespace trioserve

@@ -56,6 +56,8 @@ PROMPT: Final = 128
 ANSWER: Final = 16
 """Tokens of an answer, where sequences come and go."""
 FOREVER: Final = 1 << 20
+STEP_S: Final = 0.01
+"""What the rank says that a step took."""
 
 
 class House:
@@ -68,6 +70,7 @@ class House:
             max_model_len=FOREVER,
             max_num_queued_reqs=FOREVER,
             max_num_queued_tokens=1 << 40,
+            target_step_s=None,
         )
         self.scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE)
         self._num_seqs = num_seqs
@@ -124,7 +127,7 @@ class House:
             self._slots[work.slot] = seq_id, num_missing - work.num_tokens
             if num_missing <= work.num_tokens:
                 sampled.append(SampledToken(work.slot, seq_id, 7))
-        return StepResult(plan.step_id, sampled, 0.0)
+        return StepResult(plan.step_id, sampled, STEP_S)
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:

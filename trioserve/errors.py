@@ -16,6 +16,7 @@ TrioserveError
 |- TryAgain                 may succeed later; carries retry_after_s
 |  |- Overloaded            429 with Retry-After
 |  |  |- QueueFull
+|  |  |- RateLimited
 |  |  |- TooManySessions
 |  |- Unavailable           503 with Retry-After
 |  |  |- NotReady            starting, or the works are being restarted
@@ -131,6 +132,10 @@ class Overloaded(TryAgain):
 
 class QueueFull(Overloaded):
     """The bound on waiting requests or waiting tokens is reached; the message names both numbers."""
+
+
+class RateLimited(Overloaded):
+    """A key's requests of a minute are used up; the message names how many they are."""
 
 
 class TooManySessions(Overloaded):

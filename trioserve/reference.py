@@ -122,7 +122,8 @@ _SETTINGS_HEAD: Final = f"""\
 Defaults < `trioserve.toml` in the working directory, or the file that `{CONFIG_VARIABLE}` names <
 `{ENV_PREFIX}*` variables < flags. The setting `max_num_seqs` is the key `max_num_seqs`, the variable
 `{ENV_PREFIX}MAX_NUM_SEQS` and the flag `--max-num-seqs`. A wrong value, a name that is no setting and two
-values of one setting stop the start with one sentence and exit code 78. Times are in seconds.
+values of one setting stop the start with one sentence and exit code 78. Times are in seconds where a
+name ends in `_s`, in milliseconds where it ends in `_ms`.
 
 A flag may be written with underscores, and `--flag VALUE` as `--flag=VALUE`. A switch stands alone for true, as
 `--no-flag` for false, or takes true or false. `--model` may be left out before the model's name. Flags that

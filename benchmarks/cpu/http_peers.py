@@ -4,9 +4,9 @@
 
 Serves the checkpoints of `benchmarks.cpu.peers` with each server that is there and loads them in turn with
 `benchmarks/serve.py`, while the others are stopped: streamed completions of 128 tokens behind 128, for 8 and 32
-clients, and 32 requests at once that begin with the same 1,000 tokens, which no server has seen before. Prints medians
-with their ranges, ratios to the best peer, and whether they meet the targets. benchmarks/cpu/README.md says how to
-install the peers.
+clients, and 32 requests at once that begin with the same 1,000 tokens, which no server has seen before; and ours alone
+with 16 tokens behind 1,000 for 8 clients. Prints medians with their ranges, ratios to the best peer, and whether they
+meet the targets. benchmarks/cpu/README.md says how to install the peers.
 """
 
 import argparse
@@ -70,6 +70,12 @@ LOADS: Final = (
     Load("8 clients", ("--concurrency", "8", "--requests", "16"), _FASTER, _ALL),
     Load("32 clients", ("--concurrency", "32", "--requests", "64"), _FASTER, _ALL),
     Load("shared prefix", tuple(f"{_AT_ONCE} {_PREFIX}".split()), {"ttft_p50_s": 1.2}, ("vllm serve",)),
+    Load(
+        "long prompts",
+        tuple("--concurrency 8 --requests 24 --input-tokens 1000 --output-tokens 16".split()),
+        {},
+        (),
+    ),
 )
 Runs = dict[str, dict[str, dict[str, list[Figures]]]]
 """Shape -> load -> server -> one a round."""
@@ -83,11 +89,16 @@ class Server(NamedTuple):
     pid: int
 
 
-def commands(peers: dict[str, str], folder: Path, num_threads: int) -> Iterator[tuple[str, list[str], str]]:
-    """Name, command without its port and the program whose environment it wants, for each server that is there."""
+def commands(
+    peers: dict[str, str], folder: Path, num_threads: int, others: list[str]
+) -> Iterator[tuple[str, list[str], str]]:
+    """Name, command without its port and the program whose environment it wants, for each server that is there; ours
+    once more with each of the flags in ``others``."""
     limits = ["--dtype", "bfloat16", "--max-model-len", str(_MAX_TOKENS), "--max-num-seqs", str(_SLOTS)]
     ours = [sys.executable, "-m", "trioserve.cli", "serve", "--model", str(folder), "--log-level", "warning"]
-    yield OURS, [*ours, "--num-threads", str(num_threads), "--drain-delay-s", "0"], OURS
+    ours += ["--num-threads", str(num_threads), "--drain-delay-s", "0"]
+    for flags in ("", *others):
+        yield f"{OURS} {flags}".rstrip(), [*ours, *flags.split()], OURS
     if "vllm" in peers:
         server = [peers["vllm"], "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
         yield "vllm serve", [*server, *limits, "--uvicorn-log-level", "warning"], "vllm"
@@ -215,6 +226,7 @@ class Options(argparse.Namespace):
     cache: Path
     json: Path | None
     ask: bool
+    also: list[str]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -230,6 +242,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=2, metavar="N", help="of every server (default: %(default)s)")
     add("--cache", type=Path, default=default_cache(), metavar="FOLDER", help="of checkpoints (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="add this run to what FILE holds, and show all of it")
+    add(
+        "--also",
+        action="append",
+        default=[],
+        metavar="FLAGS",
+        help="ours once more, with these: --also='--x 1'",
+    )
     add("--ask", action="store_true", help="wait for a line on standard input before each round")
     return parser
 
@@ -240,7 +259,7 @@ def run_shape(options: Options, shape: str, peers: dict[str, str], runs: Runs) -
     with contextlib.ExitStack() as stack:
         servers = {
             name: stack.enter_context(running(name, command, _environ(program, command[0], options.threads)))
-            for name, command, program in commands(peers, folder, options.threads)
+            for name, command, program in commands(peers, folder, options.threads, options.also)
         }
         for number in range(options.rounds):
             if options.ask:
@@ -248,7 +267,7 @@ def run_shape(options: Options, shape: str, peers: dict[str, str], runs: Runs) -
                 sys.stdin.readline()
             for load in LOADS:
                 for name, server in servers.items():
-                    if name == OURS or name in load.peers:
+                    if name.startswith(OURS) or name in load.peers:
                         figures = measure(server, load, seed=_seed(runs, shape, load, name))
                         runs.setdefault(shape, {}).setdefault(load.name, {}).setdefault(name, []).append(
                             figures

@@ -249,9 +249,10 @@ class Client:
         response = await self.exchange(request.encode(), Response(lambda data, _: body.extend(data)))
         return response.status, bytes(body)
 
-    def encode_post(self, path: str, body: bytes) -> bytes:
-        """All bytes of ``POST path`` with a JSON body."""
-        fields = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    def encode_post(self, path: str, body: bytes, **headers: str) -> bytes:
+        """All bytes of ``POST path`` with a JSON body; the names of ``headers`` have _ for -."""
+        fields = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+        fields += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         return f"POST {self._base}{path} HTTP/1.1\r\n{self._head}{fields}".encode() + body
 
     async def exchange(self, request: bytes, response: Response) -> Response:

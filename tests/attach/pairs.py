@@ -18,7 +18,7 @@ from trioserve.attach.wire import Attach, FromOwner
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.engine.engine import Engine
 from trioserve.engine.lifecycle import Lifecycle
-from trioserve.engine.permits import Permits
+from trioserve.engine.permits import Bounds, Permits
 from trioserve.http.traffic import Traffic
 from trioserve.store.database import StoredCompletion
 
@@ -27,7 +27,7 @@ from trioserve.store.database import StoredCompletion
 class Desk:
     """An app that answers a few paths, a bound of two requests, and a store that is a list."""
 
-    permits: Permits = field(default_factory=lambda: Permits(2))
+    permits: Permits = field(default_factory=lambda: Permits(Bounds(at_a_time=2), trio.current_time))
     kept: list[StoredCompletion] = field(default_factory=list)
     calls: list[Any] = field(default_factory=list)
     """The scope of each call that has begun."""

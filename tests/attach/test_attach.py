@@ -305,17 +305,17 @@ async def test_the_logprobs_of_a_prompt_cross() -> None:
 async def test_permits_are_one_count_and_come_back_however_they_are_lost() -> None:
     async with owning() as owner, attached_process(owner.seats[1]) as one:
         async with attached_process(owner.seats[2]) as two:
-            give_back = await one.owner.permit()
-            await two.owner.permit()
+            give_back, _ = await one.owner.permit("a")
+            await two.owner.permit("a")
             with pytest.raises(QueueFull, match="2 requests are served, the limit is 2"):
-                owner.desk.permits.take()
+                owner.desk.permits.take("a")
             for process in (one, two):
                 with pytest.raises(QueueFull, match="2 requests are served, the limit is 2"):
-                    await process.owner.permit()
+                    await process.owner.permit("a")
             give_back()
             give_back()  # of no effect
             await until(lambda: owner.desk.permits.num_taken == 1)
-            await one.owner.permit()
+            await one.owner.permit("a")
         await until(lambda: owner.desk.permits.num_taken == 1)  # the other's went with it
     assert owner.desk.permits.num_taken == 0
 
@@ -323,10 +323,10 @@ async def test_permits_are_one_count_and_come_back_however_they_are_lost() -> No
 async def test_who_waits_for_a_permit_and_leaves_has_none() -> None:
     async with owning() as owner, attached_process(owner.seats[1]) as process:
         with trio.move_on_after(0) as scope:
-            await process.owner.permit()
+            await process.owner.permit("a")
         assert scope.cancelled_caught
         await until(lambda: owner.desk.permits.num_taken == 0)
-        await process.owner.permit()
+        await process.owner.permit("a")
         assert owner.desk.permits.num_taken == 1
 
 

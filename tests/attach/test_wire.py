@@ -101,7 +101,7 @@ def test_sequences_arrive_as_they_left(
 ) -> None:
     params = [data.draw(drawn(SamplingParams)) for _ in range(n)]
     sequences = [
-        Sequence(prompt, params[k], priority=priority, cache_salt=salt)
+        Sequence(prompt, params[k], priority=priority, cache_salt=salt, owner=f"key {k}")
         for prompt in prompts
         for k in range(n)
     ]
@@ -113,12 +113,13 @@ def test_sequences_arrive_as_they_left(
     for ours, theirs in zip(sequences, made, strict=True):
         assert ours.token_ids == theirs.token_ids and ours.params == theirs.params
         assert (ours.priority, ours.cache_salt) == (theirs.priority, theirs.cache_salt)
+        assert ours.owner == theirs.owner
         assert ours.seq_id != theirs.seq_id
 
 
 def test_all_that_a_sequence_is_made_of_crosses() -> None:
     parameters = set(inspect.signature(Sequence).parameters)
-    assert parameters == {"prompt_token_ids", "params", "priority", "cache_salt"}, (
+    assert parameters == {"prompt_token_ids", "params", "priority", "cache_salt", "owner"}, (
         "a new parameter of Sequence needs a field in attach.wire.Line"
     )
 

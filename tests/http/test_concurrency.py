@@ -1,4 +1,4 @@
-"""``max_concurrency``: how many requests are served at a time."""
+"""How many requests are served at a time, and how many a minute: of all and of each key."""
 
 from functools import partial
 
@@ -54,3 +54,37 @@ async def test_probes_are_answered_however_much_is_served(autojump_clock: MockCl
             for path in ("/live", "/ready", "/health", "/v1/models"):
                 assert (await house.ask("GET", path)).status == 200
             nursery.cancel_scope.cancel()
+
+
+def as_key(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+async def test_one_key_takes_no_place_of_another(autojump_clock: MockClock) -> None:
+    async with open_house(api_key=("a", "b"), max_concurrency_per_key=1, step_s=1.0) as house:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(house.post, CHAT, {**HI, "max_tokens": 5}, **as_key("a")))
+            await trio.sleep(2)
+            refused = await house.post(CHAT, HI, **as_key("a"))
+            assert (refused.status, refused.error["code"]) == (429, "queue_full")
+            assert refused.error["message"] == "1 requests of this key are served, the limit is 1"
+            assert (await house.post(CHAT, HI, **as_key("b"))).status == 200
+        assert (await house.post(CHAT, HI, **as_key("a"))).status == 200
+
+
+async def test_a_keys_minute_is_told_and_kept_to(autojump_clock: MockClock) -> None:
+    async with open_house(api_key=("a", "b"), max_requests_per_minute=3) as house:
+        for remaining in (2, 1, 0):
+            answer = await house.post(CHAT, HI, **as_key("a"))
+            assert answer.status == 200
+            assert answer.headers["x-ratelimit-limit-requests"] == "3"
+            assert answer.headers["x-ratelimit-remaining-requests"] == str(remaining)
+        assert 50 < float(answer.headers["x-ratelimit-reset-requests"].removesuffix("s")) <= 60
+        refused = await house.post(CHAT, HI, **as_key("a"))
+        assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
+        wait_s = int(refused.headers["retry-after"])
+        assert 1 <= wait_s <= 20
+        assert (await house.post(CHAT, HI, **as_key("b"))).status == 200
+        assert (await house.ask("GET", "/v1/models", headers=as_key("a"))).status == 200, "reading is free"
+        await trio.sleep(wait_s)
+        assert (await house.post(CHAT, HI, **as_key("a"))).status == 200

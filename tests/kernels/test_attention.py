@@ -45,14 +45,16 @@ class Case:
     def scale(self) -> float:
         return float(self.q.shape[2] ** -0.5)
 
-    def expected(self, sliding_window: int | None = None) -> Tensor:
+    def expected(self, sliding_window: int | None = None, bound: float | None = None) -> Tensor:
         return paged_attention_ref(
-            self.q, *self.caches, *self.tables, scale=self.scale, sliding_window=sliding_window
+            self.q, *self.caches, *self.tables, scale=self.scale, sliding_window=sliding_window, bound=bound
         )
 
-    def native(self, sliding_window: int | None, *, isa: str, num_threads: int = 1) -> Tensor:
+    def native(
+        self, sliding_window: int | None, *, isa: str, num_threads: int = 1, bound: float | None = None
+    ) -> Tensor:
         out = torch.full(self.q.shape, torch.nan, dtype=self.q.dtype)
-        options = {"num_threads": num_threads, "isa": isa}
+        options = {"num_threads": num_threads, "isa": isa, "bound": bound}
         _run_native(out, self.q, *self.caches, self.tables, self.scale, sliding_window, 1 << 30, **options)  # type: ignore[arg-type] # as named
         return out
 
@@ -103,6 +105,20 @@ def test_the_compiled_kernel_is_the_reference(
     for sliding_window in (None, 1, 7, 290):
         found = case.native(sliding_window, isa=isa)
         assert error(found, case.expected(sliding_window)) < TOLERANCE[dtype], sliding_window
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bound_is_of_the_scores(dtype: torch.dtype, isa: str) -> None:
+    case = make(RAGGED, (6, 2, 64), dtype)
+    assert error(case.expected(bound=1.0), case.expected()) > 10 * TOLERANCE[dtype], "it is seen"
+    for sliding_window in (None, 7):
+        expected = case.expected(sliding_window, bound=1.0)
+        assert error(case.native(sliding_window, isa=isa, bound=1.0), expected) < TOLERANCE[dtype]
+        whole = paged_attention(
+            case.q, *case.caches, *case.tables, scale=case.scale, sliding_window=sliding_window, bound=1.0
+        )
+        assert error(whole, expected) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("isa", available_isas())

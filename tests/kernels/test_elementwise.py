@@ -99,6 +99,20 @@ def test_rotation_takes_every_type_and_head(head_dim: int, dtype: torch.dtype, i
     assert torch.equal(v, kept)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_part_of_a_head_is_rotated_and_the_rest_stays(dtype: torch.dtype, interleaved: bool) -> None:
+    table, positions = random(50, 2, 5, dtype=torch.float32), torch.tensor([49, 0, 7])
+    qkv = random(3, 6, 32, dtype=dtype)
+    q, k, _ = torch.split(qkv, [3, 2, 1], dim=1)
+    before = qkv.clone()
+    rope.apply_rope(q, k, positions, table, interleaved=interleaved)
+    expected = rope.rope_ref(before[:, :5, :10], positions, table, interleaved=interleaved)
+    assert near(qkv[:, :5, :10], expected)
+    assert torch.equal(qkv[..., 10:], before[..., 10:])
+    assert torch.equal(qkv[:, 5:], before[:, 5:])
+
+
 def test_the_two_styles_of_rotation_are_permutations_of_each_other() -> None:
     x = random(4, 2, 32, dtype=torch.float32)
     table, positions = random(9, 2, 16, dtype=torch.float32), torch.arange(4)
@@ -181,7 +195,7 @@ def test_faces_check_shapes() -> None:
             torch.empty(9, 2, 2),
             interleaved=False,
         )
-    with pytest.raises(ShapeError, match="half_dim is 3, expected 2"):
+    with pytest.raises(ShapeError, match="3 pairs are more than head_dim 4 has"):
         rope.apply_rope(
             torch.empty(2, 1, 4),
             torch.empty(2, 1, 4),

@@ -52,8 +52,32 @@ def _phi3(**changes: Any) -> Any:
     return transformers.Phi3ForCausalLM(transformers.Phi3Config(**SMALL | {"pad_token_id": 0} | changes))
 
 
+def _long(original: int, **changes: Any) -> Any:
+    """longrope; a sequence is long or short in all tests, for the tables have room for 256 tokens."""
+    factors = {"short_factor": [1.0 + i / 9 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": original}
+    return _phi3(rope_parameters=rope | factors, original_max_position_embeddings=original, **changes)
+
+
 def _seed_oss(**changes: Any) -> Any:
     return transformers.SeedOssForCausalLM(transformers.SeedOssConfig(**SMALL | changes))
+
+
+def _made(family: str, **changes: Any) -> Any:
+    """A causal model of ``family`` as transformers spells it."""
+    config = getattr(transformers, f"{family}Config")(**SMALL | {"pad_token_id": 0} | changes)
+    return getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
+
+
+def _gemma(family: str, **changes: Any) -> Any:
+    """Its scores are wide enough for the bounds to tell; attention as the bounds need it."""
+    common = {"head_dim": 32, "query_pre_attn_scalar": 20, "attn_implementation": "eager"}
+    return _made(family, **common | {"tie_word_embeddings": True} | changes)
+
+
+def _two_ropes(full: dict[str, Any], sliding: dict[str, Any]) -> dict[str, Any]:
+    plain = {"rope_type": "default", "rope_theta": 10_000.0}
+    return {"full_attention": plain | full, "sliding_attention": plain | sliding}
 
 
 MODELS: Final[dict[str, Callable[[], Any]]] = {
@@ -77,9 +101,74 @@ MODELS: Final[dict[str, Callable[[], Any]]] = {
     "qwen3": lambda: _qwen3(head_dim=32),
     "ernie": lambda: _ernie(head_dim=16, tie_word_embeddings=True),
     "phi3": _phi3,
+    "phi3-long": lambda: _long(original=8),
+    "phi3-short": lambda: _long(original=256, max_position_embeddings=1024),
     "phi3-sliding": lambda: _phi3(sliding_window=9, num_hidden_layers=3),
     "seed-oss": lambda: _seed_oss(head_dim=32),
     "ernie-biased": lambda: _ernie(head_dim=32, use_bias=True),
+    "phi3-partial": lambda: _phi3(
+        hidden_size=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75},
+    ),
+    "gemma": lambda: _made("Gemma", head_dim=32, tie_word_embeddings=True),
+    "gemma2": lambda: _gemma(
+        "Gemma2",
+        num_hidden_layers=3,
+        sliding_window=9,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.0,
+    ),
+    "gemma2-untied": lambda: _gemma(
+        "Gemma2", tie_word_embeddings=False, attention_bias=True, sliding_window=40
+    ),
+    "gemma3": lambda: _gemma(
+        "Gemma3Text",
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=9,
+        rope_parameters=_two_ropes({"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, {}),
+    ),
+    "gemma3-bounded": lambda: _gemma(
+        "Gemma3Text", num_hidden_layers=7, sliding_window=30, final_logit_softcapping=3.0
+    ),
+    "glm": lambda: _made("Glm", head_dim=32),
+    "glm4": lambda: _made("Glm4", head_dim=32),
+    "glm4-unbiased": lambda: _made("Glm4", head_dim=48, attention_bias=False),
+    "granite": lambda: _made(
+        "Granite",
+        attention_multiplier=0.11,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        logits_scaling=1.7,
+        attention_bias=True,
+        mlp_bias=True,
+    ),
+    "olmo2": lambda: _made("Olmo2"),
+    "olmo3": lambda: _made(
+        "Olmo3",
+        num_hidden_layers=4,
+        sliding_window=9,
+        rope_parameters=_two_ropes(
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, {}
+        ),
+    ),
+    "smollm3": lambda: _made("SmolLM3", num_hidden_layers=3, no_rope_layer_interval=2),
+    "smollm3-sliding": lambda: _made(
+        "SmolLM3",
+        num_hidden_layers=3,
+        no_rope_layers=[1, 0, 0],
+        use_sliding_window=True,
+        sliding_window=9,
+        tie_word_embeddings=True,
+    ),
+    "cohere": lambda: _made("Cohere", tie_word_embeddings=True, logit_scale=0.7),
+    "cohere2": lambda: _made("Cohere2", num_hidden_layers=4, sliding_window=9, attention_bias=True),
+    "stablelm": lambda: _made("StableLm", hidden_size=320, initializer_range=0.07, use_qkv_bias=True),
+    "stablelm-parallel": lambda: _made(
+        "StableLm",
+        use_parallel_residual=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    ),
 }
 
 

@@ -1,6 +1,8 @@
 """The decoder against transformers, family by family."""
 
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +63,9 @@ def test_sequences_that_share_blocks_and_a_mixed_batch_keep_their_logits(
     assert difference(prefill, checkpoints.logits(name, fresh)) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "ernie", "mistral-sliding"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen3", "ernie", "mistral-sliding", "gemma2", "gemma3", "olmo2", "cohere", "stablelm"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near(checkpoints: Checkpoints, name: str, dtype: torch.dtype) -> None:
     found = bench(checkpoints, name, dtype).run(Piece(TEXT, 0, len(TEXT), BLOCKS))
@@ -85,6 +89,37 @@ def test_a_wrong_rotation_is_seen(checkpoints: Checkpoints) -> None:
     one.model.model.rope_table[40:] *= 1.001
     found = one.run(Piece(TEXT, 0, len(TEXT), BLOCKS))
     assert difference(found, checkpoints.logits("llama", TEXT)) > 2 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "wrong"),
+    [
+        ("gemma2", "scales", {"attention_bound": None}),
+        ("gemma2", "scales", {"logits_bound": None}),
+        ("gemma2", "scales", {"embedding": 1.0}),
+        ("gemma3", "scales", {"attention": None}),
+        ("gemma3", "norm", {"offset": 0.0}),
+        ("gemma3", "config", {"local_rope": None}),
+        ("glm4", "rope", {"style": "half"}),
+        ("granite", "scales", {"residual": 1.0}),
+        ("granite", "scales", {"logits": 1.0}),
+        ("smollm3", "config", {"unrotated_layers": ()}),
+        ("cohere", "norm", {"kind": "rms"}),
+        ("cohere2", "config", {"sliding_windows": (None,) * 4}),
+        ("stablelm-parallel", "config", {"is_parallel": False}),
+    ],
+)
+def test_what_tells_families_apart_is_seen(
+    checkpoints: Checkpoints, name: str, part: str, wrong: dict[str, Any]
+) -> None:
+    """By far more than the native decoder errs."""
+    folder = checkpoints.folder(name)
+    config = read_config(folder)
+    changes = wrong if part == "config" else {part: replace(getattr(config, part), **wrong)}
+    model = Decoder(replace(config, **changes), torch.float32, num_positions=256)
+    load_weights(model, folder)
+    found, expected = Bench(model).run(Piece(TEXT, 0, len(TEXT), BLOCKS)), checkpoints.logits(name, TEXT)
+    assert (found - expected).square().mean().sqrt() > 0.06 * expected.square().mean().sqrt()
 
 
 def test_a_sliding_window_one_token_too_wide_is_seen(checkpoints: Checkpoints) -> None:

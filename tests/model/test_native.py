@@ -20,6 +20,7 @@ from trioserve.kernels.shapes import ShapeError
 from trioserve.model.batch import LayerCache
 from trioserve.model.config import DecoderConfig, read_config
 from trioserve.model.decoder import Decoder
+from trioserve.model.families import NormConfig, Scales
 from trioserve.model.loader import load_weights
 from trioserve.model.native import QUANTIZATIONS, Crew, Quantization, Spare
 from trioserve.model.rope_config import RopeConfig
@@ -30,6 +31,18 @@ TEXT = prompt_of(75, seed=1)
 BLOCKS = [9, 2, 30, 4, 17]
 ISAS = available_isas() + (("amx_emulated",) if "avx512" in available_isas() else ())
 NATIVE = sorted(set(MODELS) - {"llama-odd-width"})
+
+
+LAYER_NORMS = NormConfig(kind="layer", has_bias=True)
+POST_NORMS = NormConfig(
+    offset=1.0,
+    after_attention="after_attention_norm",
+    before_mlp="before_mlp_norm",
+    after_mlp="after_mlp_norm",
+)
+NO_PRE_NORMS = replace(POST_NORMS, offset=0.0, before_attention=None, before_mlp=None, heads_together=True)
+BOUNDS = Scales(attention=0.4, attention_bound=1.5, embedding=4.0, logits_bound=3.0)
+LOCAL_ROPE = RopeConfig("half", 100.0)
 
 
 def config_of(**changes: Any) -> DecoderConfig:
@@ -63,7 +76,8 @@ def made(config: DecoderConfig, dtype: torch.dtype, num_positions: int = 2048) -
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        values = 1 + 0.2 * noise if name.endswith("norm.weight") else 0.15 * noise
+        one = 1 - config.norm.offset
+        values = one + 0.2 * noise if name.endswith("norm.weight") else 0.15 * noise
         parameter.data.copy_(values.bfloat16())
     return model
 
@@ -121,6 +135,28 @@ def test_every_family_is_near_transformers(checkpoints: Checkpoints, name: str, 
         {"activation": "gelu", "intermediate_size": 40, "mlp_bias": True},
         {"activation": "gelu_tanh", "sliding_windows": (7, None)},
         {"num_heads": 40, "num_kv_heads": 1, "head_dim": 16},
+        {"head_dim": 80, "rope": RopeConfig("half", 10_000.0, part=0.25)},
+        {"rope": RopeConfig("interleaved", 10_000.0, part=0.5), "unrotated_layers": (1,)},
+        {
+            "hidden_size": 33,
+            "norm": LAYER_NORMS,
+            "scales": Scales(logits=0.3, logits_bound=2.0),
+            "vocab_size": 33,
+        },
+        {"hidden_size": 100, "norm": POST_NORMS, "scales": BOUNDS, "qk_norm": True, "local_rope": LOCAL_ROPE}
+        | {"sliding_windows": (30, None)},
+        {
+            "hidden_size": 40,
+            "norm": replace(LAYER_NORMS, before_mlp=None),
+            "is_parallel": True,
+            "mlp_bias": True,
+        },
+        {
+            "norm": NO_PRE_NORMS,
+            "qk_norm": True,
+            "num_kv_heads": 4,
+            "scales": Scales(residual=0.3, embedding=3.0),
+        },
     ],
     ids=str,
 )
@@ -167,6 +203,17 @@ def test_rows_are_sampled_in_the_order_asked_for() -> None:
 SHAPES: list[dict[str, Any]] = [
     {"num_heads": 6, "num_kv_heads": 2, "qkv_bias": True, "intermediate_size": 200, "hidden_size": 96},
     {"head_dim": 80, "qk_norm": True, "sliding_windows": (None, 300)},
+    {"norm": POST_NORMS, "scales": BOUNDS, "local_rope": LOCAL_ROPE, "sliding_windows": (300, None)},
+    {
+        "hidden_size": 72,
+        "norm": replace(LAYER_NORMS, before_mlp=None),
+        "is_parallel": True,
+        "head_dim": 80,
+        "rope": RopeConfig("half", 10_000.0, part=0.25),
+        "unrotated_layers": (0,),
+        "scales": Scales(logits=0.3),
+    },
+    {"norm": NO_PRE_NORMS, "qk_norm": True, "scales": Scales(residual=0.3, logits_bound=2.0)},
 ]
 
 
@@ -190,13 +237,15 @@ def test_a_prompt_has_the_same_bits_alone_cut_and_after_a_prefix_hit(
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
-@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(
+    ("num_threads", "changes"), [(1, SHAPES[0]), (2, SHAPES[0]), (2, SHAPES[2])], ids=str
+)
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch_of_32(
-    isa: str, num_threads: int, quantization: Quantization
+    isa: str, num_threads: int, changes: dict[str, Any], quantization: Quantization
 ) -> None:
     """Decodes of many lengths, then one of them among chunks; with one thread and with two, which split contexts."""
-    config = config_of(**SHAPES[0])
+    config = config_of(**changes)
     one = native_bench(config, isa, num_threads, num_blocks=400, quantization=quantization)
     lengths = [1, 2, 15, 16, 17, 255, 256, 257, 900, *range(30, 53)]
     texts = [prompt_of(length + 1, seed=9 + i) for i, length in enumerate(lengths)]

@@ -18,6 +18,7 @@ from trioserve.kernels.rope import apply_rope
 from trioserve.model.batch import CacheLayout, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.decoder import Decoder, DecoderLayer
+from trioserve.model.families import Scales
 from trioserve.model.native import Crew
 from trioserve.worker.kv_cache import block_bytes
 
@@ -78,8 +79,9 @@ def exact(model: Decoder, token_ids: list[int]) -> tuple[Tensor, Tensor, Tensor]
     """Queries, keys and values of the first layer, of a float32 model."""
     layer = model.model.layers[0]
     assert isinstance(layer, DecoderLayer)
-    config, attention = model.config, layer.self_attn
-    x = layer.input_layernorm(model.model.embed_tokens(torch.tensor(token_ids)))
+    config, attention, norm = model.config, layer.self_attn, layer.norm_named("input_layernorm")
+    assert norm is not None
+    x = norm(model.model.embed_tokens(torch.tensor(token_ids)))
     heads = attention.qkv_proj(x).view(len(token_ids), -1, config.head_dim)
     q, k, v = heads.split([config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
     if attention.q_norm is not None and attention.k_norm is not None:
@@ -126,6 +128,17 @@ def test_attention_is_that_of_float64_over_what_is_kept(name: str, isa: str) -> 
     assert without < {"bfloat16": 0.01, "int8": 0.02, "fp8": 0.1}[name]
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("name", "tolerance"), [("bfloat16", 0.02), ("int8", 0.03), ("fp8", 0.12)])
+def test_bounds_are_of_scores_that_have_their_scales(name: str, tolerance: float, isa: str) -> None:
+    bounds = Scales(attention=1.0, attention_bound=1.5)
+    config, free = (config_of(scales=scales) for scales in (bounds, replace(bounds, attention_bound=None)))
+    piece = Piece(TEXT, 0, 75, BLOCKS)
+    expected = Bench(made(config, torch.float32)).run(piece)
+    assert error(bench_of(config, name, isa).run(piece), expected) < tolerance
+    assert error(bench_of(free, name, isa).run(piece), expected) > 3 * tolerance
+
+
 def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention, float64: [num_tokens, num_heads * head_dim]."""
     group = q.shape[1] // k.shape[1]
@@ -140,7 +153,9 @@ def logits_after(model: Decoder, token_ids: list[int], seen: Tensor) -> Tensor:
     layer = model.model.layers[-1]
     assert isinstance(layer, DecoderLayer)
     residual = model.model.embed_tokens(torch.tensor(token_ids))
-    x = layer.mlp(layer.post_attention_layernorm.add(layer.self_attn.o_proj(seen), residual))
+    norm = layer.norm_named("post_attention_layernorm")
+    assert norm is not None
+    x = layer.mlp(norm.add(layer.self_attn.o_proj(seen), residual))
     logits: Tensor = model.lm_head(model.model.norm.add(x, residual))
     return logits
 

@@ -39,7 +39,6 @@ class Product:
     def __init__(self, weights: Tensor, form: str, isa: str, num_threads: int = 1) -> None:
         self._weights = weights.bfloat16().contiguous()
         self._num_columns, depth = weights.shape
-        self._turns = torch.zeros(1, 2, 8)
         self._call = NativeCall(
             num_layers=1,
             hidden_size=depth,
@@ -49,12 +48,17 @@ class Product:
             head_dim=16,
             vocab_size=self._num_columns,
             num_positions=1,
+            num_pairs=8,
             rms_norm_eps=1e-6,
+            norm_kind="rms",
+            heads_together=False,
             activation="silu",
             is_interleaved=False,
+            is_parallel=False,
+            scales=dict.fromkeys(("embedding", "residual", "attention", "logits"), 1.0)
+            | dict.fromkeys(("attention_bound", "logits_bound"), 0.0),
             kv_format="bfloat16",
             embeddings=0,
-            rope_table=self._turns.data_ptr(),
             num_threads=num_threads,
             cpus=(),
             alone_work=0,
@@ -62,7 +66,7 @@ class Product:
         )
         norm = torch.ones(depth)
         pieces = [(self._weights.data_ptr(), self._num_columns)]
-        self._call.set_head(norm=norm.data_ptr(), lm_head=pieces, head_format=form)
+        self._call.set_head(norm=norm.data_ptr(), norm_bias=0, lm_head=pieces, head_format=form)
         self._call.pack()
 
     def __call__(self, rows: Tensor) -> Tensor:

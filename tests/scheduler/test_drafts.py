@@ -1,14 +1,13 @@
 """Steps that guess tokens: whatever is guessed, sequences get the tokens that they would get one by one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import mixing
-from tests.scheduler.test_forced import BUDGET
+from tests.scheduler.scenes import Asked, asked, play
 from tests.scheduler.test_scheduler import BLOCK_SIZE, House, expected, output
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
@@ -44,47 +43,9 @@ ALWAYS_RIGHT = guessing(lambda length: NUM_DRAFTS)
 NEVER_RIGHT = guessing(lambda length: 0, NUM_DRAFTS)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One sequence of a random scene."""
-
-    prompt: list[int]
-    max_tokens: int
-    forces: bool
-    priority: int
-    arrives_at: int
-    """Step."""
-    leaves_at: int
-    stops: bool
-    """Whether its sixth token is a stop token."""
-
-
-ASKED = st.builds(
-    Asked,
-    prompt=st.lists(st.integers(0, 1), min_size=1, max_size=31),
-    max_tokens=st.integers(1, 40),
-    forces=st.sampled_from([False, False, True]),
-    priority=st.sampled_from([0, 0, -1]),
-    arrives_at=st.integers(0, 20),
-    leaves_at=st.sampled_from([10**9, 10**9, 10**9, 5, 9, 14]),
-    stops=st.sampled_from([False, False, True]),
-)
-
-
-def ask(house: House, one: Asked) -> Sequence:
-    params = SamplingParams(
-        max_tokens=one.max_tokens,
-        thinking=BUDGET if one.forces else None,
-        stop_token_ids=tuple(expected(one.prompt, 6)[5:]) if one.stops else (),
-    )
-    seq = Sequence(one.prompt, params, priority=one.priority)
-    house.scheduler.add(seq)
-    return seq
-
-
 @settings(deadline=None, max_examples=200)
 @given(
-    asked=st.lists(ASKED, min_size=1, max_size=8),
+    scene=asked(stops=st.sampled_from([False, False, True])),
     num_right=st.lists(st.integers(0, 6), min_size=1, max_size=7),
     num_wrong=st.integers(0, 5),
     num_drafts=st.integers(1, 9),
@@ -96,7 +57,7 @@ def ask(house: House, one: Asked) -> Sequence:
     enable_prefix_caching=st.booleans(),
 )
 def test_whatever_is_guessed_and_preempted_every_sequence_gets_its_own_tokens(
-    asked: list[Asked],
+    scene: list[Asked],
     num_right: list[int],
     num_wrong: int,
     num_drafts: int,
@@ -108,29 +69,8 @@ def test_whatever_is_guessed_and_preempted_every_sequence_gets_its_own_tokens(
     house = make_house(
         guesses, num_drafts=num_drafts, max_drafting_seqs=max_drafting_seqs, num_blocks=num_blocks, **limits
     )
-    live: list[tuple[Sequence, Asked]] = []
-    for step in range(21):
-        live += [(ask(house, one), one) for one in asked if one.arrives_at == step]
-        for seq, one in live:
-            if one.leaves_at == step:
-                house.scheduler.finish(seq, FinishReason.ABORT)
-        house.step()
-    house.drain()
-    for seq, one in live:
-        room = min(one.max_tokens, num_blocks * BLOCK_SIZE - len(one.prompt))
-        assert output(seq) == expected(one.prompt, seq.num_output_tokens)
-        if seq.finish_reason is FinishReason.LENGTH:
-            assert seq.num_output_tokens == room
-        elif seq.finish_reason is FinishReason.STOP:
-            assert one.stops
-            assert seq.token_ids[-1] in seq.params.stop_token_ids
+    play(house, scene, num_blocks)
     assert house.rank.largest_step <= max(limits["max_num_batched_tokens"], 8 * 16), "of forced tokens"
-    for seq, _ in live:  # what is found of answers was computed, or the rank would say so
-        if len(seq.token_ids) < num_blocks * BLOCK_SIZE:
-            house.add(seq.token_ids.tolist(), max_tokens=1)
-            house.drain()
-    statistics = house.scheduler.statistics()
-    assert (statistics.num_free_blocks, statistics.num_waiting_tokens) == (num_blocks, 0)
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -1,19 +1,16 @@
 """Steps that add several tokens: whatever is forced, sequences get the tokens they would get one by one."""
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import mixing
+from tests.scheduler.scenes import BUDGET, Asked, asked, play
 from tests.scheduler.test_scheduler import BLOCK_SIZE, House, expected, output
-from trioserve.core.sampling import MAX_FORCED_TOKENS, Grammar, SamplingParams, ThinkingBudget
+from trioserve.core.sampling import MAX_FORCED_TOKENS, Grammar, SamplingParams
 from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
 from trioserve.core.step import StepPlan
 
-BUDGET = ThinkingBudget(begins=(), ends=(), is_open=True, max_tokens=1, forced_end=())
-"""Anything that lets a sequence force tokens."""
 GRAMMAR = Grammar("any", "text", b"key")
 
 
@@ -48,35 +45,9 @@ def num_steps(house: House) -> int:
     return house.rank.next_step_id
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One sequence of a random scene."""
-
-    prompt: list[int]
-    max_tokens: int
-    forces: bool
-    priority: int
-    arrives_at: int
-    """Step."""
-    leaves_at: int
-    scores: bool
-
-
-ASKED = st.builds(
-    Asked,
-    prompt=st.lists(st.integers(0, 1), min_size=1, max_size=31),
-    max_tokens=st.integers(1, 40),
-    forces=st.booleans(),
-    priority=st.sampled_from([0, 0, -1]),
-    arrives_at=st.integers(0, 20),
-    leaves_at=st.sampled_from([10**9, 10**9, 10**9, 5, 9, 14]),
-    scores=st.booleans(),
-)
-
-
 @settings(deadline=None, max_examples=150)
 @given(
-    asked=st.lists(ASKED, min_size=1, max_size=8),
+    scene=asked(forces=st.booleans(), scores=st.booleans()),
     num_forced=st.integers(0, MAX_FORCED_TOKENS + 3),
     every=st.integers(1, 5),
     num_blocks=st.sampled_from([8, 9, 12, 20, 64]),
@@ -86,36 +57,10 @@ ASKED = st.builds(
     enable_prefix_caching=st.booleans(),
 )
 def test_whatever_is_forced_and_preempted_every_sequence_gets_its_own_tokens(
-    asked: list[Asked], num_forced: int, every: int, num_blocks: int, **limits: int
+    scene: list[Asked], num_forced: int, every: int, num_blocks: int, **limits: int
 ) -> None:
     house = make_house(num_forced, every=every, num_blocks=num_blocks, **limits)
-    live: list[tuple[Sequence, Asked]] = []
-    for step in range(21):
-        for one in asked:
-            if one.arrives_at == step:
-                seq = add(
-                    house,
-                    one.prompt,
-                    max_tokens=one.max_tokens,
-                    thinking=BUDGET if one.forces else None,
-                    prompt_logprobs=0 if one.scores else None,
-                )
-                live.append((seq, one))
-        for seq, one in live:
-            if one.leaves_at == step:
-                house.scheduler.finish(seq, FinishReason.ABORT)
-        house.step()
-    house.drain()
-    for seq, one in live:
-        room = min(one.max_tokens, num_blocks * BLOCK_SIZE - len(one.prompt))
-        assert output(seq) == expected(one.prompt, seq.num_output_tokens)
-        assert seq.finish_reason is FinishReason.ABORT or seq.num_output_tokens == room
-    for seq, _ in live:  # what is found of answers was computed, or the rank would say so
-        if len(seq.token_ids) < num_blocks * BLOCK_SIZE:
-            add(house, seq.token_ids.tolist(), max_tokens=1)
-            house.drain()
-    statistics = house.scheduler.statistics()
-    assert (statistics.num_free_blocks, statistics.num_waiting_tokens) == (num_blocks, 0)
+    play(house, scene, num_blocks)
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -34,6 +34,7 @@ class House:
         kv_cache_ratio: float | None = None,
         num_drafts: int = 0,
         max_drafting_seqs: int = 0,
+        target_step_s: float | None = 0.0,
     ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=max_num_seqs,
@@ -46,6 +47,7 @@ class House:
             kv_cache_ratio=kv_cache_ratio,
             num_drafts=num_drafts,
             max_drafting_seqs=max_drafting_seqs,
+            target_step_s=target_step_s,
         )
         self.scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE)
         self.rank = FakeRank(BLOCK_SIZE, next_token, max_model_len=num_blocks * BLOCK_SIZE)  # type: ignore[arg-type]  # either of the two functions
@@ -55,9 +57,17 @@ class House:
         """seq_ids in the order in which they finished."""
 
     def add(
-        self, prompt: list[int], *, max_tokens: int = 8, priority: int = 0, salt: bytes = b""
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int = 8,
+        priority: int = 0,
+        salt: bytes = b"",
+        owner: str = "",
     ) -> Sequence:
-        seq = Sequence(prompt, SamplingParams(max_tokens=max_tokens), priority=priority, cache_salt=salt)
+        seq = Sequence(
+            prompt, SamplingParams(max_tokens=max_tokens), priority=priority, cache_salt=salt, owner=owner
+        )
         self.scheduler.add(seq)
         return seq
 

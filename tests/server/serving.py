@@ -163,12 +163,20 @@ def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
 class Process:
     """A server in a process group of its own, as a shell or systemd would start it."""
 
-    def __init__(self, command: list[str], port: int, **environ: str) -> None:
+    def __init__(
+        self, command: list[str], port: int, *, pass_fds: tuple[int, ...] = (), **environ: str
+    ) -> None:
         self.port = port
         self.started = time.monotonic()
         env = {**os.environ, "PYTHONPATH": str(ROOT), "TRIOSERVE_DRAIN_DELAY_S": "0", **environ}
         self._popen = subprocess.Popen(
-            command, cwd=ROOT, env=env, stderr=subprocess.PIPE, start_new_session=True, text=True
+            command,
+            cwd=ROOT,
+            env=env,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+            pass_fds=pass_fds,
         )
 
     @property
@@ -214,14 +222,17 @@ def hypercorn(*options: str, app: str = "tests.server.apps:app", **environ: str)
     """``hypercorn`` with ``app`` and options, on a free port."""
     port = free_port()
     command = [sys.executable, "-m", "hypercorn", app, "-b", f"127.0.0.1:{port}", *options]
-    return Process(command, port, **environ)
+    return Process(command, port, pass_fds=(), **environ)
 
 
 def trioserve(**environ: str) -> Process:
     """The small app as ``trioserve serve`` would serve it."""
     port = free_port()
     return Process(
-        [sys.executable, "-m", "tests.server.apps"], port, **{"TRIOSERVE_PORT": str(port), **environ}
+        [sys.executable, "-m", "tests.server.apps"],
+        port,
+        pass_fds=(),
+        **{"TRIOSERVE_PORT": str(port), **environ},
     )
 
 

@@ -10,18 +10,26 @@ from tests.server.quart_apps import TinyQuart
 from tests.server.serving import request, serving
 
 
-async def test_a_connection_serves_one_request_after_the_other() -> None:
+@pytest.fixture(params=[(), ("Connection: TE",)], ids=["usual", "unusual"])
+def kind(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Headers of a request that goes past h11, or not."""
+    return request.param  # type: ignore[no-any-return]
+
+
+async def test_a_connection_serves_one_request_after_the_other(kind: tuple[str, ...]) -> None:
     async with serving() as server, await server.connect() as client:
         for _ in range(3):
-            answer = await client.fetch("/hello")
+            answer = await client.fetch("/hello", *kind)
             assert (answer.status, answer.body, answer.closes) == (200, b"hello", False)
             assert answer.headers["server"] == "trioserve"
 
 
-async def test_pipelined_requests_are_answered_in_their_order() -> None:
+async def test_pipelined_requests_are_answered_in_their_order(kind: tuple[str, ...]) -> None:
     async with serving() as server, await server.connect() as client:
         await client.send(
-            request("GET", "/sleep?s=0.05") + request("GET", "/hello") + request("GET", "/early")
+            request("GET", "/sleep?s=0.05", *kind)
+            + request("GET", "/hello", *kind)
+            + request("GET", "/early", *kind)
         )
         assert [(await client.answer()).body for _ in range(3)] == [b"slept", b"hello", b"no"]
 
@@ -29,11 +37,11 @@ async def test_pipelined_requests_are_answered_in_their_order() -> None:
 @pytest.mark.parametrize(("make_app", "path"), [(TinyApp, "/early"), (TinyQuart, "/nowhere")])
 @pytest.mark.parametrize("together", [True, False], ids=["in one piece", "in two"])
 async def test_a_reply_before_the_body_was_read_leaves_the_connection_usable(
-    make_app: type[TinyApp], path: str, together: bool
+    make_app: type[TinyApp], path: str, together: bool, kind: tuple[str, ...]
 ) -> None:
     """hypercorn closed without a word or, under quart-trio, left h11 waiting for a body and the next request hung."""
     async with serving(make_app()) as server, await server.connect() as client:
-        head, body = request("POST", path, "Content-Length: 5000"), b"x" * 100
+        head, body = request("POST", path, *kind, "Content-Length: 5000"), b"x" * 100
         for part in [head + body] if together else [head, body]:
             await client.send(part)
             await trio.sleep(0.02)
@@ -41,16 +49,18 @@ async def test_a_reply_before_the_body_was_read_leaves_the_connection_usable(
         assert (answer.status in (401, 404), answer.closes) == (True, False)
         await trio.sleep(0.02)
         await client.send(b"x" * 4900)
-        assert (await client.fetch("/hello")).status == 200
+        assert (await client.fetch("/hello", *kind)).status == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_reply_before_a_long_body_arrives_whole_and_closes(chunked: bool) -> None:
+async def test_a_reply_before_a_long_body_arrives_whole_and_closes(
+    chunked: bool, kind: tuple[str, ...]
+) -> None:
     """No reset may overtake the reply, though the client only looks for it once it has sent all."""
     size = 4 << 20
     framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
     async with serving() as server, await server.connect() as client:
-        await client.send(request("POST", "/early?status=413", framing))
+        await client.send(request("POST", "/early?status=413", *kind, framing))
         await trio.sleep(0.05)
         await client.send((b"%x\r\n" % size if chunked else b"") + b"x" * size)
         answer = await client.answer()
@@ -58,28 +68,32 @@ async def test_a_reply_before_a_long_body_arrives_whole_and_closes(chunked: bool
         assert await client.read_to_end() == b""
 
 
-async def test_an_app_that_never_reads_a_long_body_does_not_block_its_reply() -> None:
+async def test_an_app_that_never_reads_a_long_body_does_not_block_its_reply(kind: tuple[str, ...]) -> None:
     """Over a megabyte waits for the app when it answers, more than its queue holds."""
     async with serving() as server, await server.connect() as client:
-        await client.send(request("POST", "/sleep?s=0.1", "Content-Length: 2000000", body=b"x" * 2_000_000))
+        await client.send(
+            request("POST", "/sleep?s=0.1", *kind, "Content-Length: 2000000", body=b"x" * 2_000_000)
+        )
         assert (await client.answer()).body == b"slept"
 
 
-async def test_a_large_body_reaches_the_app_in_order() -> None:
+async def test_a_large_body_reaches_the_app_in_order(kind: tuple[str, ...]) -> None:
     app, body = TinyApp(), bytes(range(256)) * 8192
     async with serving(app) as server, await server.connect() as client:
-        await client.send(request("POST", "/echo", f"Content-Length: {len(body)}") + body)
+        await client.send(request("POST", "/echo", *kind, f"Content-Length: {len(body)}") + body)
         assert (await client.answer()).body == str(len(body)).encode()
     assert app.bodies == [body]
 
 
-async def test_the_last_send_under_quart_leaves_a_connection_that_can_be_closed() -> None:
+async def test_the_last_send_under_quart_leaves_a_connection_that_can_be_closed(
+    kind: tuple[str, ...],
+) -> None:
     """hypercorn's http.disconnect cancelled quart-trio's task inside the recycling; drains took their whole time."""
     async with serving(TinyQuart(), drain_timeout_s=10) as server:
         clients = [await server.connect() for _ in range(40)]
         for client in clients:
-            assert (await client.fetch("/hello")).status == 200
-            assert (await client.fetch("/stream")).body.count(b"data:") == 3
+            assert (await client.fetch("/hello", *kind)).status == 200
+            assert (await client.fetch("/stream", *kind)).body.count(b"data:") == 3
         assert await server.drain(within_s=1.5) == 0
         for client in clients:
             assert await client.read_to_end(0.1) == b""
@@ -88,9 +102,11 @@ async def test_the_last_send_under_quart_leaves_a_connection_that_can_be_closed(
 
 @pytest.mark.parametrize("way", ["close", "reset", "half-close"])
 @pytest.mark.parametrize("path", ["/sleep?s=5", "/stream?n=500"])
-async def test_a_client_that_leaves_cancels_the_handler_at_once(way: str, path: str) -> None:
+async def test_a_client_that_leaves_cancels_the_handler_at_once(
+    way: str, path: str, kind: tuple[str, ...]
+) -> None:
     async with serving() as server, await server.connect() as client:
-        await client.get(path)
+        await client.get(path, *kind)
         await trio.sleep(0.05)
         if way == "close":
             await client.stream.aclose()
@@ -102,35 +118,37 @@ async def test_a_client_that_leaves_cancels_the_handler_at_once(way: str, path: 
         assert (how, after_s < 0.1) == ("cancelled", True)
 
 
-async def test_a_client_that_leaves_is_seen_with_another_request_waiting() -> None:
+async def test_a_client_that_leaves_is_seen_with_another_request_waiting(kind: tuple[str, ...]) -> None:
     async with serving() as server, await server.connect() as client:
-        await client.send(request("GET", "/sleep?s=5") + request("GET", "/hello"))
+        await client.send(request("GET", "/sleep?s=5", *kind) + request("GET", "/hello", *kind))
         await trio.sleep(0.05)
         await client.stream.aclose()
         assert (await server.app.wait_ended("/sleep"))[0] == "cancelled"
         assert server.app.how_ended("/hello") == []
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_cancels_the_handler() -> None:
+async def test_a_client_that_leaves_in_the_middle_of_its_body_cancels_the_handler(
+    kind: tuple[str, ...],
+) -> None:
     async with serving() as server, await server.connect() as client:
-        await client.send(request("POST", "/echo", "Content-Length: 5000", body=b"x" * 100))
+        await client.send(request("POST", "/echo", *kind, "Content-Length: 5000", body=b"x" * 100))
         await trio.sleep(0.05)
         await client.stream.aclose()
         assert (await server.app.wait_ended("/echo"))[0] == "cancelled"
 
 
-async def test_a_client_that_stops_reading_is_dropped_after_send_timeout() -> None:
+async def test_a_client_that_stops_reading_is_dropped_after_send_timeout(kind: tuple[str, ...]) -> None:
     async with serving(send_timeout_s=1) as server, await server.connect() as client:
         client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        await client.get("/flood")
+        await client.get("/flood", *kind)
         how, after_s = await server.app.wait_ended("/flood", within_s=3)
         assert how == "cancelled"
         assert 0.8 < after_s < 2.5
 
 
-async def test_a_client_that_neither_reads_nor_is_read_from_is_dropped() -> None:
+async def test_a_client_that_neither_reads_nor_is_read_from_is_dropped(kind: tuple[str, ...]) -> None:
     async with serving(send_timeout_s=0.5) as server, await server.connect() as client:
-        await client.send(request("POST", "/flood", "Content-Length: 9000000"))
+        await client.send(request("POST", "/flood", *kind, "Content-Length: 9000000"))
         with trio.move_on_after(0.2):
             await client.send(b"x" * 9_000_000)
         assert (await server.app.wait_ended("/flood", within_s=2))[0] == "cancelled"
@@ -157,9 +175,9 @@ async def test_slow_headers_are_cut_off() -> None:
         assert await client.read_to_end(0.5) == b""
 
 
-async def test_an_idle_connection_is_closed_after_keep_alive() -> None:
+async def test_an_idle_connection_is_closed_after_keep_alive(kind: tuple[str, ...]) -> None:
     async with serving(keep_alive_timeout_s=0.2) as server, await server.connect() as client:
-        await client.fetch("/sleep?s=0.4")
+        await client.fetch("/sleep?s=0.4", *kind)
         assert await client.read_to_end(0.5) == b""
 
 
@@ -254,17 +272,17 @@ async def test_the_access_log_names_the_client(
     assert "?" not in line and "0.01" not in line
 
 
-async def test_an_app_that_raises_harms_nobody_else() -> None:
+async def test_an_app_that_raises_harms_nobody_else(kind: tuple[str, ...]) -> None:
     async with serving() as server, await server.connect() as bystander, await server.connect() as client:
-        await bystander.get("/stream?n=20")
-        assert (await client.fetch("/fault")).status == 500
+        await bystander.get("/stream?n=20", *kind)
+        assert (await client.fetch("/fault", *kind)).status == 500
         async with await server.connect() as other:
-            await other.get("/half")
+            await other.get("/half", *kind)
             assert not (await other.read_to_end()).endswith(b"0\r\n\r\n")
         assert (await bystander.answer()).body.endswith(b"[DONE]\n\n")
 
 
-async def test_a_cancelled_send_does_not_break_the_framing() -> None:
+async def test_a_cancelled_send_does_not_break_the_framing(kind: tuple[str, ...]) -> None:
     """Bytes that the protocol has framed go out first with the next send."""
 
     class Impatient(TinyApp):
@@ -276,8 +294,8 @@ async def test_a_cancelled_send_does_not_break_the_framing() -> None:
             await exchange.body(b"end", more=False)  # type: ignore[attr-defined]
 
     async with serving(Impatient()) as server, await server.connect() as client:
-        await client.get("/hello")
+        await client.get("/hello", *kind)
         await trio.sleep(0.1)
         body = (await client.answer(5)).body
         assert body == b"x" * (10 * 500_000) + b"end"
-        assert (await client.fetch("/ready")).status == 200
+        assert (await client.fetch("/ready", *kind)).status == 200

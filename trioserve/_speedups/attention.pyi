@@ -18,6 +18,7 @@ def paged_attention(
     sliding_window: int,
     max_queries: int,
     scale: float,
+    bound: float,
     is_bf16: bool,
     num_threads: int,
     isa: str,

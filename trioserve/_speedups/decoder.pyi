@@ -22,11 +22,15 @@ class Decoder:
         head_dim: int,
         vocab_size: int,
         num_positions: int,
+        num_pairs: int,
         rms_norm_eps: float,
+        norm_kind: str,
+        heads_together: bool,
         activation: str,
         is_interleaved: bool,
+        is_parallel: bool,
+        scales: Mapping[str, float],
         embeddings: int,
-        rope_table: int,
         num_threads: int,
         cpus: Sequence[int],
         alone_work: int,
@@ -43,20 +47,15 @@ class Decoder:
         down_proj: Sequence[tuple[int, int]],
         formats: Mapping[str, str],
         sliding_window: int,
+        rope_table: int,
     ) -> None: ...
-    def set_norms(
-        self,
-        layer: int,
-        *,
-        input_layernorm: int,
-        post_attention_layernorm: int,
-        q_norm: int,
-        k_norm: int,
-    ) -> None: ...
+    def set_norms(self, layer: int, *, weights: Mapping[str, int], biases: Mapping[str, int]) -> None: ...
     def set_biases(
         self, layer: int, *, qkv_proj: int, o_proj: int, gate_up_proj: int, down_proj: int
     ) -> None: ...
-    def set_head(self, *, norm: int, lm_head: Sequence[tuple[int, int]], head_format: str) -> None: ...
+    def set_head(
+        self, *, norm: int, norm_bias: int, lm_head: Sequence[tuple[int, int]], head_format: str
+    ) -> None: ...
     def pack(self) -> None: ...
     def forward(
         self,

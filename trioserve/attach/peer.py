@@ -141,7 +141,7 @@ class Peer:
             case Stop():
                 self._stop(message)
             case Permit():
-                self._permit(message.ticket)
+                self._permit(message.ticket, message.key)
             case Call():
                 call = self._calls[message.ticket] = _Call(message, self.outbox)
                 self._hold(message.ticket).callback(call.scope.cancel)
@@ -202,15 +202,15 @@ class Peer:
             raise WireError("a Stop names a sequence that is not there")
         engine.stop([sequences[index] for index in message.indices])
 
-    def _permit(self, ticket: int) -> None:
+    def _permit(self, ticket: int, key: str) -> None:
         held, permits = self._hold(ticket), self._owner.desk.permits
         try:
-            permits.take()
+            rate = permits.take(key)
         except TrioserveError as exc:
             self._refuse(ticket, exc)
         else:
-            held.callback(permits.give_back)
-            self.outbox.put(Granted(ticket))
+            held.callback(permits.give_back, key)
+            self.outbox.put(Granted(ticket, rate))
 
     def _refuse(self, ticket: int, exc: TrioserveError) -> None:
         self._close(ticket)

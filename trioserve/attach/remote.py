@@ -11,13 +11,14 @@ import trio
 
 from trioserve._speedups.detokenizer import Vocabulary
 from trioserve.attach.attachment import Answer, Attachment
-from trioserve.attach.wire import Call, Head, Keep, Part, Permit, Stop, Taken, open_message
+from trioserve.attach.wire import Call, Granted, Head, Keep, Part, Permit, Stop, Taken, open_message
 from trioserve.core.delta import OutputDelta
 from trioserve.core.sequence import Sequence
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.engine.engine import EngineStatistics
 from trioserve.engine.lifecycle import Lifecycle
 from trioserve.engine.mailbox import Mailbox
+from trioserve.engine.permits import Rate
 from trioserve.errors import TrioserveError, WireError
 from trioserve.store.database import StoredCompletion
 
@@ -125,21 +126,23 @@ class RemoteOwner:
     def __init__(self, attachment: Attachment) -> None:
         self._attachment = attachment
 
-    async def permit(self) -> Callable[[], None]:
-        """Take one of the requests that may be served at a time; returns what gives it back.
+    async def permit(self, key: str) -> tuple[Callable[[], None], Rate | None]:
+        """``Permits.take`` of the owner's; returns what gives it back, too.
 
         Raises:
             QueueFull: None is left.
+            RateLimited: The key's requests of a minute are used up.
             NotReady: There is no owner just now.
         """
         answers = _Answers()
-        ticket = self._attachment.claim(answers, Permit)
+        ticket = self._attachment.claim(answers, lambda ticket: Permit(ticket, key))
         try:
-            await answers.next()
+            granted = await answers.next()
         except BaseException:
             self._attachment.close(ticket)
             raise
-        return partial(self._attachment.close, ticket)
+        rate = granted.rate if isinstance(granted, Granted) else None
+        return partial(self._attachment.close, ticket), rate
 
     async def keep(self, record: StoredCompletion) -> None:
         """Have ``record`` stored; then whoever asks finds it. Without an owner it is lost, with a line in the log."""

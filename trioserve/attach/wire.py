@@ -14,7 +14,7 @@ What an attached process has with the owner goes by a ticket, a number of its ow
                     <-  Granted or Refused          before the client hears a status
                     <-  Deltas ...                  all of a step in one frame
     Stop            ->                              end some of them, as if their answers had ended
-    Permit          ->                              one of ``max_concurrency``
+    Permit          ->                              one of the requests that may be served
                     <-  Granted or Refused
     Call            ->                              a request for the owner's own app
                     <-  Head, Part ...              a part waits for
@@ -43,6 +43,7 @@ from trioserve.core.sampling import Grammar, SamplingParams
 from trioserve.core.sequence import Sequence
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.engine.engine import EngineStatistics
+from trioserve.engine.permits import Rate
 from trioserve.errors import EngineError, RequestError, TrioserveError, TryAgain, Unavailable, WireError
 from trioserve.store.database import StoredCompletion
 
@@ -63,6 +64,7 @@ class Line(Struct, frozen=True, array_like=True):
     """Without their grammar."""
     priority: int
     cache_salt: bytes
+    owner: str
     grammar: int | None
     """Which of ``Open.grammars``."""
 
@@ -90,6 +92,8 @@ class Permit(Struct, frozen=True, array_like=True, tag="permit"):
     """Take one of the requests that may be served at a time; until Close."""
 
     ticket: int
+    key: str
+    """Whose request it is."""
 
 
 class Call(Struct, frozen=True, array_like=True, tag="call"):
@@ -164,6 +168,8 @@ class Granted(Struct, frozen=True, array_like=True, tag="granted"):
     """The sequences wait or run, the permit is taken, the answer is stored."""
 
     ticket: int
+    rate: Rate | None = None
+    """Of a Permit, where a key's requests of a minute are bounded."""
 
 
 class Refused(Struct, frozen=True, array_like=True, tag="refused"):
@@ -248,7 +254,7 @@ def open_message(ticket: int, sequences: SequenceOf[Sequence]) -> Open:
         if params.grammar is not None:
             grammar = grammars.setdefault(params.grammar, len(grammars))
             params = msgspec.structs.replace(params, grammar=None)
-        lines.append(Line(len(prompts) - 1, params, seq.priority, seq.cache_salt, grammar))
+        lines.append(Line(len(prompts) - 1, params, seq.priority, seq.cache_salt, seq.owner, grammar))
     return Open(ticket, [prompt.tobytes() for prompt in prompts], lines, list(grammars))
 
 
@@ -268,6 +274,7 @@ def sequences_of(message: Open) -> list[Sequence]:
                 else msgspec.structs.replace(line.params, grammar=message.grammars[line.grammar]),
                 priority=line.priority,
                 cache_salt=line.cache_salt,
+                owner=line.owner,
             )
             for line in message.lines
         ]

@@ -59,6 +59,7 @@ class Sequence:
         "num_pending_tokens",
         "num_prompt_tokens",
         "num_registered_blocks",
+        "owner",
         "params",
         "pattern_runs",
         "priority",
@@ -66,6 +67,7 @@ class Sequence:
         "slot",
         "stop_reason",
         "token_ids",
+        "turn",
     )
 
     def __init__(
@@ -75,13 +77,18 @@ class Sequence:
         *,
         priority: int = 0,
         cache_salt: bytes = b"",
+        owner: str = "",
     ) -> None:
         self.seq_id = next(_seq_ids)
         self.params = params
         self.forces_tokens = params.forces_tokens
         """Whether a step may add more tokens than the one that it samples."""
         self.priority = priority
-        """Lower goes first; equal ones first come first served."""
+        """Lower goes first; equal ones take turns by their owner, and first come first served within his."""
+        self.owner = owner
+        """Whose it is."""
+        self.turn: int | None = None
+        """Its place in the line of its priority, which the line gives it."""
         self.cache_salt = cache_salt
         """Only sequences of one salt share KV blocks."""
         self.token_ids = array("i", prompt_token_ids)

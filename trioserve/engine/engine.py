@@ -320,7 +320,7 @@ class Engine:
     def _take_up(self, executor: Executor) -> None:
         """Plan for these ranks from now on; who waited for the last ones waits for these."""
         settings = self._settings
-        drafts = settings.speculative_config
+        drafts, target_ms = settings.speculative_config, settings.inter_token_target_ms
         self._num_starts += 1
         scheduler = Scheduler(
             SchedulerLimits(
@@ -334,6 +334,7 @@ class Engine:
                 kv_cache_ratio=settings.kv_cache_ratio,
                 num_drafts=0 if drafts is None else drafts.num_speculative_tokens,
                 max_drafting_seqs=executor.ready.max_drafting_seqs,
+                target_step_s=None if target_ms is None else target_ms / 1000,
             ),
             num_blocks=executor.ready.num_blocks,
             block_size=settings.block_size,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+from trioserve.core.json_types import is_among, type_of
 from trioserve.errors import InvalidGrammar
 from trioserve.grammars.keywords import TYPES
 from trioserve.grammars.lark import (
@@ -312,7 +313,7 @@ def leaves(
             if id(target) not in seen:
                 seen.add(id(target))
                 found += leaves(document, target, depth - 1, seen)
-        return [leaf for leaf in found if _is_within(leaf[0], allowed)]
+        return [leaf for leaf in found if is_among(leaf[0], allowed)]
     parts = [*schema.get("allOf", []), *([{"$ref": schema["$ref"]}] if "$ref" in schema else [])]
     if parts:
         joined: Schema = {key: value for key, value in schema.items() if key not in ("allOf", "$ref")}
@@ -326,7 +327,7 @@ def _constants(schema: Schema) -> list[Leaf]:
     allowed = _types(schema)
     found: dict[str, list[Any]] = {}
     for value in schema.get("enum", [schema.get("const")]):
-        if _is_within(kind := _kind(value), allowed):
+        if is_among(kind := type_of(value), allowed):
             found.setdefault(kind, []).append(value)
     return [(kind, {"enum": values}) for kind, values in found.items()]
 
@@ -345,25 +346,3 @@ def _joined(one: Schema, other: Schema) -> Schema:
 def _types(schema: Schema) -> list[str]:
     named = schema.get("type", list(TYPES))
     return named if isinstance(named, list) else [named]
-
-
-def _is_within(kind: str, allowed: Sequence[str]) -> bool:
-    return kind in allowed or (kind == "integer" and "number" in allowed)
-
-
-def _kind(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "integer" if value.is_integer() else "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-        case _:
-            return "object"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final, final
 from urllib.parse import unquote
 
+from trioserve.core.json_types import is_among, type_of
 from trioserve.errors import InvalidGrammar
 from trioserve.grammars.schema import FORMATS, prepared
 from trioserve.grammars.xgrammar_regex import translated
@@ -118,7 +119,7 @@ class _Narrowing:
 
     def _values(self, values: list[Any], schema: Mapping[str, Any], place: str) -> Schema:
         types = _types(schema) if "type" in schema else TYPES
-        fitting = [value for value in values if _fits(value, types)]
+        fitting = [value for value in values if is_among(type_of(value), types)]
         if not fitting:
             raise InvalidGrammar(f"no value fits {place} of the schema")
         return {"enum": fitting}
@@ -305,27 +306,3 @@ def _number(schema: Mapping[str, Any], place: str, *, is_whole: bool) -> Schema:
         if not is_whole or len(found) > 1 or factor != int(factor) or not 0 < factor <= _MAX_FACTOR:
             raise _unsupported(f"multipleOf other than of integers without bounds, to {_MAX_FACTOR},", place)
     return found
-
-
-def _fits(value: Any, types: tuple[str, ...]) -> bool:
-    kind = type_of(value)
-    return kind in types or (kind == "integer" and "number" in types)
-
-
-def type_of(value: Any) -> str:
-    """The type of a value; whole numbers are integers."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "integer" if value.is_integer() else "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-        case _:
-            return "object"

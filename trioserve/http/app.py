@@ -4,12 +4,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
-from quart import Response, request
+from quart import Request, Response, request
 
 from trioserve.errors import SettingsError
 from trioserve.http.chat import chat_completions
 from trioserve.http.completions import completions
-from trioserve.http.concurrency import take_permit
+from trioserve.http.concurrency import rate_headers, take_permit
 from trioserve.http.cors import Cors
 from trioserve.http.docs import docs, docs_file, openapi_document
 from trioserve.http.door import Door
@@ -119,9 +119,7 @@ def create_app(services: Services, *, routes: Sequence[tuple[str, str, Handler]]
             provide_automatic_options=False,
         )
     app.register_error_handler(Exception, on_error)
-    app.before_request(_name_route)
-    app.before_request(door.admit)
-    app.before_request(partial(take_permit, services))
+    app.before_request(partial(_admit, services, door))
     app.after_request(partial(_finish, services, door))
     # Quart's way to put something around an application
     app.asgi_app = releasing(app.asgi_app)  # type: ignore[assignment,method-assign]
@@ -135,16 +133,29 @@ def _check_root_path(root_path: str) -> None:
         raise SettingsError(f"root_path = {root_path!r} is the beginning of a route here: choose another.")
 
 
-async def _name_route() -> None:
-    """For the counts of requests; what no route matches has no name."""
-    if request.url_rule is not None:
-        name_route(request.scope, request.url_rule.rule)
+def _this_request() -> Request:
+    """What ``request`` stands for, which is asked for much of it."""
+    asked: Request = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  # Werkzeug's way to ask
+    return asked
+
+
+async def _admit(services: Services, door: Door) -> Response | None:
+    """What comes before every handler; an answer ends the request here. What no route matches has no name."""
+    asked = _this_request()
+    if asked.url_rule is not None:
+        name_route(asked.scope, asked.url_rule.rule)
+    if (answer := door.admit(asked)) is None:
+        await take_permit(services, asked)
+    return answer
 
 
 async def _finish(services: Services, door: Door, response: Response) -> Response:
     """What every answer carries, whatever it is."""
-    door.mark(response)
-    response.headers[HEADER] = request_id_of(request)
-    if services.lifecycle.is_draining and request.http_version.startswith("1"):
+    asked = _this_request()
+    door.mark(asked, response)
+    response.headers[HEADER] = request_id_of(asked)
+    if services.is_bounded:
+        response.headers.update(rate_headers())
+    if services.lifecycle.is_draining and asked.http_version.startswith("1"):
         response.headers["connection"] = "close"
     return response

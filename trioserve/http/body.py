@@ -5,6 +5,7 @@ import math
 import trio
 from quart import Request, g
 
+from trioserve.core.extensions import WHOLE_BODY
 from trioserve.http.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from trioserve.settings import LimitSettings
 
@@ -29,6 +30,13 @@ async def _read(request: Request, limits: LimitSettings) -> bytes:
     _check_media_type(request)
     if (request.content_length or 0) > limits.max_body_bytes:
         raise _too_large(limits)
+    if WHOLE_BODY in (request.scope.get("extensions") or {}):
+        whole = b"".join(
+            [piece async for piece in request.body]
+        )  # one, and no turn for others as by awaiting it
+        if len(whole) > limits.max_body_bytes:
+            raise _too_large(limits)
+        return whole
     body = bytearray()
     with trio.move_on_after(limits.body_timeout_s or math.inf):
         async for piece in request.body:
@@ -40,6 +48,8 @@ async def _read(request: Request, limits: LimitSettings) -> bytes:
 
 
 def _check_media_type(request: Request) -> None:
+    if request.headers.get("content-type") == "application/json":
+        return
     kind = request.mimetype
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     is_json = kind in {"", "application/json"} or (kind.startswith("application/") and kind.endswith("+json"))

@@ -157,6 +157,8 @@ class ChatWriter(CompletionsWriter[ChatCompletionRequest]):
 
     def tell(self, index: int, delta: OutputDelta) -> bytes:
         teller, events = self._tellers[index], b""
+        if delta.text and delta.finish_reason is None and teller.is_verbatim and self.only_text(delta):
+            return self.stencilled(index, partial(self._content, index), delta.text)
         pieces = teller.tell(delta.text, delta.finish_reason)
         if not pieces and self.says_more(delta):
             pieces = [Piece("content", "")]
@@ -223,6 +225,10 @@ class ChatWriter(CompletionsWriter[ChatCompletionRequest]):
 
     def _logprobs(self, logprobs: SequenceOf[TokenLogprob]) -> ChatLogprobs:
         return chat_logprobs(logprobs, as_ids=bool(self.asked.return_tokens_as_token_ids))
+
+    def _content(self, index: int, text: str) -> bytes:
+        """The event that adds ``text`` to the content."""
+        return self._piece(index, Piece("content", ""), text)
 
     def _piece(self, index: int, piece: Piece, text: str, delta: OutputDelta | None = None) -> bytes:
         """The event that adds ``piece`` with ``text`` in place of its own, and what is known of the tokens of

@@ -10,7 +10,16 @@ from trioserve.settings import AccessSettings
 
 _MAX_AGE_S: Final = 600
 """How long a browser may remember what it was told."""
-_EXPOSED: Final = "x-request-id, retry-after, x-should-retry"
+_EXPOSED: Final = ", ".join(
+    (
+        "x-request-id",
+        "retry-after",
+        "x-should-retry",
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-reset-requests",
+    )
+)
 _HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~ ,-]{1,4096}")
 _ALL: Final = ("", "*")
 

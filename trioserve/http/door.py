@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from quart import Request, Response, g, request
+from quart import Request, Response, g
 
 from trioserve.http.cors import Cors
 from trioserve.http.errors import InvalidApiKey, OriginNotAllowed
@@ -20,8 +20,8 @@ class Door:
         self._keyring = keyring
         self._cors = cors
 
-    async def admit(self) -> Response | None:
-        """Let the request at hand pass; answers a browser's preflight, which carries no key.
+    def admit(self, request: Request) -> Response | None:
+        """Let ``request``, the one at hand, pass; answers a browser's preflight, which carries no key.
 
         What counts is the route that the router has chosen, not how the path was spelt, and where it has found none a
         key is needed too. ``g.key_digest`` tells handlers whose request it is: empty where nobody needs a key.
@@ -46,7 +46,7 @@ class Door:
         g.key_digest = digest
         return None
 
-    def mark(self, response: Response) -> None:
+    def mark(self, request: Request, response: Response) -> None:
         """Tell browsers whether the page that asked may read ``response``."""
         self._cors.mark(request, response)
 

@@ -25,6 +25,7 @@ from trioserve.http import sse
 from trioserve.http.errors import guarded
 from trioserve.http.event_writer import EventWriter
 from trioserve.http.held import hold
+from trioserve.http.owner import owner_of_request
 from trioserve.http.request_id import request_id_of
 from trioserve.http.services import ServedModel
 from trioserve.http.shortcut import Shortcut
@@ -236,7 +237,7 @@ def prepare(
         raise
     mean_tokens = -(-sum(map(len, prompts)) // len(prompts))
     engine.check(mean_tokens, num_sequences=num_sequences)
-    salt = (asked.cache_salt or "").encode()
+    salt, owner = (asked.cache_salt or "").encode(), owner_of_request()
     encode = partial(served.renderer.tokenizer.encode, add_special_tokens=False)
     eos_token_ids = served.defaults.eos_token_ids if grammar is not None or not asked.ignore_eos else ()
     shared = _constrained(
@@ -252,7 +253,13 @@ def prepare(
         if num_prompt_logprobs is not None:
             params = msgspec.structs.replace(params, prompt_logprobs=num_prompt_logprobs)
         sequences += [
-            Sequence(prompt, params_of_choice(params, k), priority=asked.priority or 0, cache_salt=salt)
+            Sequence(
+                prompt,
+                params_of_choice(params, k),
+                priority=asked.priority or 0,
+                cache_salt=salt,
+                owner=owner,
+            )
             for k in range(n)
         ]
     return Generation(

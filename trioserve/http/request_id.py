@@ -1,7 +1,7 @@
 """``x-request-id``: the client's own where it is fit to be echoed and logged, else a new one."""
 
 import re
-import uuid
+import secrets
 from typing import Final
 
 from quart import Request, g
@@ -15,5 +15,5 @@ def request_id_of(request: Request) -> str:
     known: str | None = g.get("request_id")
     if known is None:
         given = request.headers.get(HEADER, "")
-        known = g.request_id = given if _FIT.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        known = g.request_id = given if _FIT.fullmatch(given) else f"req_{secrets.token_hex(16)}"
     return known

@@ -15,7 +15,7 @@ from trioserve.attach.wire import HttpCounts
 from trioserve.engine.engine import Engine
 from trioserve.engine.face import EngineFace
 from trioserve.engine.lifecycle import Lifecycle
-from trioserve.engine.permits import Permits
+from trioserve.engine.permits import Bounds, Permits
 from trioserve.errors import ModelNotFound, NotReady
 from trioserve.examiner.client import Examiner
 from trioserve.http.metrics import Metrics
@@ -96,7 +96,14 @@ class Services:
         self.own_engine: Engine | None = None
         """The engine, if it is there already and runs in this process."""
         self.metrics = Metrics(settings, lifecycle, self.traffic, lambda: self.own_engine)
-        self.permits = Permits(settings.max_concurrency)
+        bounds = Bounds(
+            at_a_time=settings.max_concurrency,
+            at_a_time_per_key=settings.max_concurrency_per_key,
+            per_minute=settings.max_requests_per_minute,
+        )
+        self.permits = Permits(bounds, trio.current_time)
+        self.is_bounded = bounds != Bounds()
+        """Whether requests need a permit."""
         self.errands = trio.CapacityLimiter(1)
         """Threads for long work that no model waits for, so that prompts never queue behind it."""
         self.pages = Pages()

@@ -94,9 +94,14 @@ class Teller:
         self._thought: list[str] = []
         """Held back until the thinking is over, where it is not streamed."""
 
+    @property
+    def is_verbatim(self) -> bool:
+        """Whether all text from now on is content as it is."""
+        return self._parser.is_verbatim and not self._thought
+
     def tell(self, text: str, finish: FinishReason | None = None) -> list[Piece]:
         """What ``text`` adds to what the client knows; with ``finish`` it is the last."""
-        if self._parser.is_verbatim and not self._thought and finish is None:
+        if finish is None and self.is_verbatim:
             return [Piece("content", text)] if text else []
         events = self._parser.feed(text)
         if finish is not None:

@@ -26,11 +26,12 @@ def paged_attention(
     *,
     scale: float,
     sliding_window: int | None = None,
+    bound: float | None = None,
 ) -> Tensor:
     """Attend from the last tokens of each sequence to all of its tokens up to themselves.
 
     The keys and values of the step's own tokens are in the cache already. Query head ``h`` reads KV head
-    ``h // (num_heads / num_kv_heads)``.
+    ``h // (num_heads / num_kv_heads)``. With a ``bound``, a scaled score s counts as bound * tanh(s / bound).
 
     Shapes:
         q, result: [num_tokens, num_heads, head_dim]
@@ -61,9 +62,9 @@ def paged_attention(
     max_queries = 0
     if is_native(q.dtype, sizes["head_dim"], sizes["block_size"]):
         max_queries = _MAX_NATIVE_QUERIES[q.dtype]
-        _run_native(out, q, k_cache, v_cache, tables, scale, sliding_window, max_queries)
+        _run_native(out, q, k_cache, v_cache, tables, scale, sliding_window, max_queries, bound=bound)
     if sizes["num_tokens"] - sizes["num_seqs"] >= max_queries:  # else none has so many, each having one
-        _run_torch(out, q, k_cache, v_cache, tables, scale, sliding_window, max_queries)
+        _run_torch(out, q, k_cache, v_cache, tables, scale, sliding_window, max_queries, bound=bound)
     return out
 
 
@@ -82,6 +83,7 @@ def _run_native(
     sliding_window: int | None,
     max_queries: int,
     *,
+    bound: float | None = None,
     num_threads: int | None = None,
     isa: str = ISA,
 ) -> None:
@@ -109,6 +111,7 @@ def _run_native(
         sliding_window=sliding_window or 0,
         max_queries=max_queries,
         scale=scale,
+        bound=bound or 0.0,
         is_bf16=q.dtype == torch.bfloat16,
         num_threads=num_threads or torch.get_num_threads(),
         isa=isa,
@@ -124,6 +127,8 @@ def _run_torch(
     scale: float,
     sliding_window: int | None,
     max_queries: int,
+    *,
+    bound: float | None = None,
 ) -> None:
     """Fill the rows of sequences with more than ``max_queries`` query tokens, one sequence after the other."""
     cu_seqlens_q, seq_lens, block_tables = tables
@@ -133,11 +138,16 @@ def _run_torch(
         if num_queries <= max_queries:
             continue
         queries = slice(bounds[row], bounds[row + 1])
+        keys, values = (gather_blocks(cache, block_tables[row], seq_len) for cache in (k_cache, v_cache))
+        if bound is not None:
+            visible = visible_mask(num_queries, seq_len, sliding_window)
+            out[queries] = _attend_ref(q[queries], keys, values, visible, scale, bound)
+            continue
         whole = num_queries == seq_len and (sliding_window is None or sliding_window >= seq_len)
         seen = scaled_dot_product_attention(
             q[queries].transpose(0, 1)[None],
-            gather_blocks(k_cache, block_tables[row], seq_len)[None],
-            gather_blocks(v_cache, block_tables[row], seq_len)[None],
+            keys[None],
+            values[None],
             attn_mask=None if whole else visible_mask(num_queries, seq_len, sliding_window),
             is_causal=whole,
             scale=scale,
@@ -156,21 +166,36 @@ def paged_attention_ref(
     *,
     scale: float,
     sliding_window: int | None = None,
+    bound: float | None = None,
 ) -> Tensor:
     """The truth for ``paged_attention``: float32, one sequence after the other."""
     out = torch.empty_like(q)
     bounds = cu_seqlens_q.tolist()
     for row, seq_len in enumerate(seq_lens.tolist()):
         queries = slice(bounds[row], bounds[row + 1])
-        keys = gather_blocks(k_cache, block_tables[row], seq_len).float()
-        values = gather_blocks(v_cache, block_tables[row], seq_len).float()
-        group = q.shape[1] // keys.shape[0]
-        keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
-        scores = torch.einsum("qhd,hkd->hqk", q[queries].float(), keys) * scale
+        keys, values = (gather_blocks(cache, block_tables[row], seq_len) for cache in (k_cache, v_cache))
         visible = visible_mask(queries.stop - queries.start, seq_len, sliding_window)
-        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-        out[queries] = torch.einsum("hqk,hkd->qhd", weights, values).to(q.dtype)
+        out[queries] = _attend_ref(q[queries], keys, values, visible, scale, bound)
     return out
+
+
+def _attend_ref(
+    q: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float, bound: float | None
+) -> Tensor:
+    """One sequence in float32, rounded once.
+
+    Shapes:
+        q, result: [num_queries, num_heads, head_dim]
+        keys, values: [num_kv_heads, seq_len, head_dim]
+        visible: [num_queries, seq_len] bool
+    """
+    group = q.shape[1] // keys.shape[0]
+    keys, values = (x.float().repeat_interleave(group, 0) for x in (keys, values))
+    scores = torch.einsum("qhd,hkd->hqk", q.float(), keys) * scale
+    if bound is not None:
+        scores = bound * (scores / bound).tanh()
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return torch.einsum("hqk,hkd->qhd", weights, values).to(q.dtype)
 
 
 def gather_blocks(cache: Tensor, block_table: Tensor, seq_len: int) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from trioserve._speedups import elementwise as native
 from trioserve.kernels.cpu import ISA, is_native
-from trioserve.kernels.shapes import Shapes
+from trioserve.kernels.shapes import ShapeError, Shapes
 
 
 def apply_rope(q: Tensor, k: Tensor, positions: Tensor, table: Tensor, *, interleaved: bool) -> None:
@@ -15,9 +15,10 @@ def apply_rope(q: Tensor, k: Tensor, positions: Tensor, table: Tensor, *, interl
         q: [num_tokens, num_heads, head_dim], heads contiguous
         k: [num_tokens, num_kv_heads, head_dim], heads contiguous
         positions: [num_tokens] int64, absolute, from 0
-        table: [num_positions, 2, half_dim] float32, cos then sin; half_dim = head_dim / 2
+        table: [num_positions, 2, num_pairs] float32, cos then sin; what follows the first 2 * num_pairs elements of a
+            head stays as it is
     Raises:
-        ShapeError: They do not fit each other, or ``head_dim`` is odd.
+        ShapeError: They do not fit each other.
     Source:
         arXiv:2104.09864; halves rotated as in the HF checkpoints, or interleaved pairs as in the paper.
     """
@@ -25,12 +26,14 @@ def apply_rope(q: Tensor, k: Tensor, positions: Tensor, table: Tensor, *, interl
         q=(q, "num_tokens num_heads head_dim"),
         k=(k, "num_tokens num_kv_heads head_dim"),
         positions=(positions, "num_tokens"),
-        table=(table, "num_positions cos_sin half_dim"),
+        table=(table, "num_positions cos_sin num_pairs"),
     )
     sizes.expect("cos_sin", 2)
-    sizes.expect("half_dim", sizes["head_dim"] // 2)
-    for x in (q, k):
-        if is_native(x.dtype):
+    rotated = 2 * sizes["num_pairs"]
+    if rotated > sizes["head_dim"]:
+        raise ShapeError(f"{sizes['num_pairs']} pairs are more than head_dim {sizes['head_dim']} has")
+    for x in (q[..., :rotated], k[..., :rotated]):
+        if is_native(x.dtype) and rotated == sizes["head_dim"]:
             _run(x, positions, table, interleaved)
         else:
             x.copy_(rope_ref(x, positions, table, interleaved=interleaved))

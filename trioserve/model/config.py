@@ -1,16 +1,18 @@
 """A decoder described by data: what a Hugging Face ``config.json`` says, checked and in one vocabulary.
 
-Nothing behind this file knows a model family; a family is a row of ``_FAMILIES``.
+Nothing behind this file knows a model family; a family is a row of ``families.FAMILIES``.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from trioserve.errors import ModelError
-from trioserve.model.rope_config import RopeConfig, RopeStyle, read_rope
+from trioserve.model.config_fields import Fields
+from trioserve.model.families import FAMILIES, LLAMA_NORMS, NO_SCALES, Family, NormConfig, Scales
+from trioserve.model.rope_config import RopeConfig, of_layers, read_rope
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 DType = Literal["bfloat16", "float16", "float32"]
@@ -33,7 +35,7 @@ _DTYPES: Final[Mapping[str, DType]] = {
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """The shape of a decoder-only transformer: pre-norm, RMSNorm, rotary positions, gated MLP."""
+    """The shape of a decoder-only transformer: norms, rotary positions, a gated MLP."""
 
     architecture: str
     num_hidden_layers: int
@@ -45,41 +47,38 @@ class DecoderConfig:
     vocab_size: int
     max_position_embeddings: int
     rms_norm_eps: float
+    """Of its norms, of whichever kind they are."""
     activation: Activation
     rope: RopeConfig
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
-    """Whether each head of q and k is normalised before it is rotated."""
+    """Whether q and k are normalised before they are rotated."""
     tie_word_embeddings: bool
     sliding_windows: tuple[int | None, ...]
     """One per layer: how many tokens, itself included, a token sees; None is all of them."""
     dtype: DType | None
     """What the checkpoint says it holds; None where it does not say."""
+    norm: NormConfig = LLAMA_NORMS
+    scales: Scales = NO_SCALES
+    is_parallel: bool = False
+    """Whether the MLP reads what attention reads, and both are added to the residual at once."""
+    local_rope: RopeConfig | None = None
+    """Of the layers that slide; None: ``rope``, as of the others."""
+    unrotated_layers: tuple[int, ...] = ()
+    """Layers whose heads are not rotated."""
 
+    def rope_of(self, layer: int) -> RopeConfig | None:
+        """How the heads of a layer are rotated; None: they are not."""
+        if layer in self.unrotated_layers:
+            return None
+        return self.local_rope if self.local_rope and self.sliding_windows[layer] else self.rope
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """Where a family departs from Llama."""
-
-    rope_style: RopeStyle = "half"
-    rope_theta: float = 10_000.0
-    tied_by_default: bool = False
-    head_dim: int | None = None
-    """What a config without ``head_dim`` means; None: hidden_size / num_heads."""
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
-    biases: Callable[["_Fields"], tuple[bool, bool, bool]] = lambda fields: (
-        fields.flag("attention_bias"),
-        fields.flag("attention_bias"),
-        fields.flag("mlp_bias"),
-    )
-    """-> qkv, o, mlp."""
-    qk_norm: bool = False
-    windows: Callable[["_Fields"], tuple[int | None, ...]] = lambda fields: (
-        (None,) * fields.count("num_hidden_layers")
-    )
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied by."""
+        return self.head_dim**-0.5 if self.scales.attention is None else self.scales.attention
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -102,12 +101,12 @@ def read_config(folder: Path) -> DecoderConfig:
 
 def decoder_config(values: Mapping[str, Any]) -> DecoderConfig:
     """The same for a config that is already parsed."""
-    fields = _Fields(values)
+    fields = Fields(values)
     name = _architecture(values)
-    family = _FAMILIES.get(name)
+    family = FAMILIES.get(name)
     if family is None:
-        raise ModelError(f"architecture {name} is not served; these are: {', '.join(sorted(_FAMILIES))}")
-    _refuse_unsupported(values, name)
+        raise ModelError(f"architecture {name} is not served; these are: {', '.join(sorted(FAMILIES))}")
+    _refuse_unsupported(fields, name, family)
     num_heads = fields.count("num_attention_heads")
     hidden_size = fields.count("hidden_size")
     head_dim = fields.count("head_dim", family.head_dim or hidden_size // num_heads)
@@ -118,6 +117,7 @@ def decoder_config(values: Mapping[str, Any]) -> DecoderConfig:
             f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}"
         )
     qkv_bias, o_bias, mlp_bias = family.biases(fields)
+    rope, local_rope = _ropes(fields, family, head_dim, max_positions)
     return DecoderConfig(
         architecture=name,
         num_hidden_layers=fields.count("num_hidden_layers"),
@@ -128,9 +128,9 @@ def decoder_config(values: Mapping[str, Any]) -> DecoderConfig:
         head_dim=head_dim,
         vocab_size=fields.count("vocab_size"),
         max_position_embeddings=max_positions,
-        rms_norm_eps=fields.number("rms_norm_eps", family.rms_norm_eps),
-        activation=_activation(values.get("hidden_act", "silu")),
-        rope=read_rope(values, family.rope_style, family.rope_theta, head_dim, max_positions),
+        rms_norm_eps=fields.number(*family.norm_eps),
+        activation=_activation(family.activation(fields)),
+        rope=rope,
         qkv_bias=qkv_bias,
         o_bias=o_bias,
         mlp_bias=mlp_bias,
@@ -138,39 +138,28 @@ def decoder_config(values: Mapping[str, Any]) -> DecoderConfig:
         tie_word_embeddings=fields.flag("tie_word_embeddings", family.tied_by_default),
         sliding_windows=family.windows(fields),
         dtype=_dtype(values.get("dtype") or values.get("torch_dtype")),
+        norm=family.norm(fields),
+        scales=family.scales(fields),
+        is_parallel=family.is_parallel(fields),
+        local_rope=local_rope,
+        unrotated_layers=family.unrotated(fields),
     )
 
 
-class _Fields:
-    """Reads numbers and flags of a config and says which one is wrong."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1; null is the same as absent."""
-        value = self.values.get(key)
-        if value is None:
-            value = default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ModelError(f"config.json: {key} is {value!r}, not a whole number of at least 1")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ModelError(f"config.json: {key} is {value!r}, not a number")
-        return float(value)
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise ModelError(f"config.json: {key} is {value!r}, neither true nor false")
-        return value
+def _ropes(
+    fields: Fields, family: Family, head_dim: int, max_positions: int
+) -> tuple[RopeConfig, RopeConfig | None]:
+    """The rotation of the layers, and that of those that slide where it is another."""
+    style, part = family.rope_style, family.rotated_part
+    if family.local_rope is None:
+        return read_rope(fields.values, style, family.rope_theta, head_dim, max_positions, part), None
+    key, theta = family.local_rope
+    full = of_layers(fields.values, "full_attention", "rope_theta")
+    sliding = of_layers(fields.values, "sliding_attention", key)
+    return (
+        read_rope(full, style, family.rope_theta, head_dim, max_positions, part),
+        read_rope(sliding, style, theta, head_dim, max_positions, part),
+    )
 
 
 def _architecture(values: Mapping[str, Any]) -> str:
@@ -180,16 +169,14 @@ def _architecture(values: Mapping[str, Any]) -> str:
     return names[0]
 
 
-def _refuse_unsupported(values: Mapping[str, Any], name: str) -> None:
-    quantization = values.get("quantization_config")
+def _refuse_unsupported(fields: Fields, name: str, family: Family) -> None:
+    quantization = fields.values.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else "unnamed"
         raise ModelError(f"{name} is quantized by {method}; only unquantized checkpoints are served")
-    partial = values.get("partial_rotary_factor")
-    if partial not in (None, 1, 1.0):
-        raise ModelError(
-            f"{name}: partial_rotary_factor {partial} is not supported, only whole heads are rotated"
-        )
+    for key in family.refused:
+        if fields.values.get(key) not in (None, False):
+            raise ModelError(f"{name}: {key} {fields.values[key]} is not supported")
 
 
 def _activation(name: object) -> Activation:
@@ -206,70 +193,3 @@ def _dtype(name: object) -> DType | None:
     if not isinstance(name, str) or name.removeprefix("torch.") not in _DTYPES:
         raise ModelError(f"dtype {name!r} is not supported; these are: {', '.join(sorted(_DTYPES))}")
     return _DTYPES[name.removeprefix("torch.")]
-
-
-def _mistral_windows(fields: _Fields) -> tuple[int | None, ...]:
-    """Every layer slides when ``sliding_window`` is a number."""
-    window = None if fields.values.get("sliding_window") is None else fields.count("sliding_window")
-    return (window,) * fields.count("num_hidden_layers")
-
-
-def _qwen_windows(fields: _Fields) -> tuple[int | None, ...]:
-    """``layer_types`` decides; older configs slide from ``max_window_layers`` on, and only if told to."""
-    num_layers = fields.count("num_hidden_layers")
-    window = None
-    if fields.flag("use_sliding_window") and fields.values.get("sliding_window", 4096) is not None:
-        window = fields.count("sliding_window", 4096)
-    types = fields.values.get("layer_types")
-    if types is None:
-        first = fields.number("max_window_layers", 28)
-        return tuple(window if layer >= first else None for layer in range(num_layers))
-    if not isinstance(types, list) or len(types) != num_layers:
-        raise ModelError(f"config.json: layer_types does not name the kind of each of {num_layers} layers")
-    unknown = [kind for kind in types if kind not in ("full_attention", "sliding_attention")]
-    if unknown:
-        raise ModelError(f"layers of type {unknown[0]!r} are not supported")
-    return tuple(window if kind == "sliding_attention" else None for kind in types)
-
-
-_FAMILIES: Final[Mapping[str, _Family]] = {
-    "LlamaForCausalLM": _Family(),
-    "MistralForCausalLM": _Family(
-        biases=lambda fields: (False, False, False), windows=_mistral_windows, max_position_embeddings=131_072
-    ),
-    "Qwen2ForCausalLM": _Family(
-        biases=lambda fields: (True, False, False), windows=_qwen_windows, max_position_embeddings=32_768
-    ),
-    "Qwen3ForCausalLM": _Family(
-        biases=lambda fields: (fields.flag("attention_bias"), fields.flag("attention_bias"), False),
-        qk_norm=True,
-        windows=_qwen_windows,
-        head_dim=128,
-        max_position_embeddings=32_768,
-    ),
-    "Phi3ForCausalLM": _Family(
-        biases=lambda fields: (False, False, False),
-        windows=_mistral_windows,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-    ),
-    "SeedOssForCausalLM": _Family(
-        biases=lambda fields: (
-            fields.flag("attention_bias", True),
-            fields.flag("attention_out_bias"),
-            fields.flag("mlp_bias"),
-        ),
-        head_dim=128,
-        max_position_embeddings=524_288,
-    ),
-    "Ernie4_5ForCausalLM": _Family(
-        rope_style="interleaved",
-        rope_theta=500_000.0,
-        biases=lambda fields: (fields.flag("use_bias"),) * 3,
-        tied_by_default=True,
-        head_dim=128,
-        max_position_embeddings=131_072,
-        rms_norm_eps=1e-5,
-    ),
-}
-"""Source: the configuration and modeling files of transformers 5.23, one folder a family."""

@@ -1,7 +1,7 @@
 """The one decoder of all families: embedding, layers of attention and gated MLP, norm, head."""
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from trioserve.model.config import DecoderConfig
 from trioserve.model.layers import (
     Linear,
     MergedColumnParallelLinear,
+    Norm,
     ParallelLMHead,
     QKVParallelLinear,
-    RMSNorm,
     RowParallelLinear,
     VocabParallelEmbedding,
 )
@@ -55,16 +55,29 @@ class Attention(nn.Module):
         self.o_proj = RowParallelLinear(
             config.num_heads * config.head_dim, config.hidden_size, bias=config.o_bias, dtype=dtype
         )
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.q_norm = self._head_norm(config.num_heads, dtype)
+        self.k_norm = self._head_norm(config.num_kv_heads, dtype)
 
-    def forward(self, x: Tensor, batch: ForwardBatch, cache: LayerCache, table: Tensor) -> Tensor:
-        """[num_tokens, hidden_size] -> the same; writes the tokens' KV on the way."""
+    def _head_norm(self, num_heads: int, dtype: torch.dtype) -> Norm | None:
+        """Of each of so many heads, or of all of them together; None where there is none."""
+        config = self._config
+        if not config.qk_norm:
+            return None
+        size = num_heads * config.head_dim if config.norm.heads_together else config.head_dim
+        return Norm(size, config.norm, config.rms_norm_eps, dtype)
+
+    def forward(self, x: Tensor, batch: ForwardBatch, cache: LayerCache, table: Tensor | None) -> Tensor:
+        """[num_tokens, hidden_size] -> the same; writes the tokens' KV on the way.
+
+        Args:
+            table: Of rotations; None: heads are not rotated.
+        """
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._config.head_dim)
         q, k, v = heads.split(self._sizes, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        apply_rope(q, k, batch.positions, table, interleaved=self._config.rope.style == "interleaved")
+            q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+        if table is not None:
+            apply_rope(q, k, batch.positions, table, interleaved=self._config.rope.style == "interleaved")
         store_kv(k, v, cache.k, cache.v, batch.slot_mapping)
         seen = paged_attention(
             q,
@@ -73,11 +86,18 @@ class Attention(nn.Module):
             batch.cu_seqlens_q,
             batch.seq_lens,
             batch.block_tables,
-            scale=self._config.head_dim**-0.5,
+            scale=self._config.attention_scale,
             sliding_window=self._sliding_window,
+            bound=self._config.scales.attention_bound,
         )
         out: Tensor = self.o_proj(seen.flatten(1))
         return out
+
+    def _normed(self, heads: Tensor, norm: Norm) -> Tensor:
+        """[num_tokens, num_heads, head_dim] -> the same."""
+        if self._config.norm.heads_together:
+            return cast("Tensor", norm(heads.flatten(1)).view(heads.shape))
+        return cast("Tensor", norm(heads))
 
 
 class MLP(nn.Module):
@@ -101,17 +121,29 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm, each added to the residual."""
+    """Attention and MLP, each between two norms or fewer, each added to the residual."""
 
     def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
+        self._config = config
+        self._residual_scale = config.scales.residual
         self.self_attn = Attention(config, layer, dtype)
         self.mlp = MLP(config, dtype)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        norm = config.norm
+        for name in {norm.before_attention, norm.after_attention, norm.before_mlp, norm.after_mlp} - {None}:
+            assert name is not None, "a norm that is there has a name"
+            self.add_module(name, Norm(config.hidden_size, norm, config.rms_norm_eps, dtype))
+
+    def norm_named(self, name: str | None) -> Norm | None:
+        """The norm that a checkpoint calls ``name``; None for None."""
+        if name is None:
+            return None
+        norm = self.get_submodule(name)
+        assert isinstance(norm, Norm), f"{name} is no norm"
+        return norm
 
     def forward(
-        self, x: Tensor | None, residual: Tensor, batch: ForwardBatch, cache: LayerCache, table: Tensor
+        self, x: Tensor | None, residual: Tensor, batch: ForwardBatch, cache: LayerCache, table: Tensor | None
     ) -> Tensor:
         """What is still to be added to ``residual``, which this layer updates in place.
 
@@ -119,21 +151,40 @@ class DecoderLayer(nn.Module):
             x: [num_tokens, hidden_size], what the layer before left to be added; None for the first
             residual, result: [num_tokens, hidden_size]
         """
-        normed = self.input_layernorm(residual) if x is None else self.input_layernorm.add(x, residual)
-        attended = self.self_attn(normed, batch, cache, table)
-        out: Tensor = self.mlp(self.post_attention_layernorm.add(attended, residual))
-        return out
+        norm = self._config.norm
+        normed = self._entering(norm.before_attention, x, residual)
+        attended = self._leaving(norm.after_attention, self.self_attn(normed, batch, cache, table))
+        if self._config.is_parallel:
+            return attended + self._leaving(norm.after_mlp, self.mlp(normed))
+        return self._leaving(norm.after_mlp, self.mlp(self._entering(norm.before_mlp, attended, residual)))
+
+    def _entering(self, norm_name: str | None, x: Tensor | None, residual: Tensor) -> Tensor:
+        """The residual, once ``x`` is added to it, as attention or MLP reads it."""
+        norm = self.norm_named(norm_name)
+        if norm is None:
+            return residual if x is None else residual.add_(x)
+        normed: Tensor = norm(residual) if x is None else norm.add(x, residual)
+        return normed
+
+    def _leaving(self, norm_name: str | None, x: Tensor) -> Tensor:
+        """What attention or MLP found as it is added to the residual."""
+        norm = self.norm_named(norm_name)
+        if norm is not None:
+            x = norm(x)
+        return x if self._residual_scale == 1.0 else x * self._residual_scale
 
     def as_native(self) -> NativeLayer:
         """Its weights, for the native decoder."""
-        attention = self.self_attn
+        attention, norm = self.self_attn, self._config.norm
         return NativeLayer(
             qkv_proj=attention.qkv_proj,
             o_proj=attention.o_proj,
             gate_up_proj=self.mlp.gate_up_proj,
             down_proj=self.mlp.down_proj,
-            input_layernorm=self.input_layernorm,
-            post_attention_layernorm=self.post_attention_layernorm,
+            before_attention=self.norm_named(norm.before_attention),
+            after_attention=self.norm_named(norm.after_attention),
+            before_mlp=self.norm_named(norm.before_mlp),
+            after_mlp=self.norm_named(norm.after_mlp),
             q_norm=attention.q_norm,
             k_norm=attention.k_norm,
         )
@@ -148,15 +199,32 @@ class DecoderModel(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, dtype) for layer in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.norm = Norm(config.hidden_size, config.norm, config.rms_norm_eps, dtype)
         self.rope_table = rope_table(config.rope, config.head_dim, num_positions)
+        self.local_rope_table = (
+            rope_table(config.local_rope, config.head_dim, num_positions) if config.local_rope else None
+        )
+        self._config = config
+        self._embedding_scale = torch.tensor(config.scales.embedding).to(dtype)
+
+    @property
+    def rope_tables(self) -> list[Tensor | None]:
+        """The table of each layer; None where heads are not rotated."""
+        ropes = [self._config.rope_of(layer) for layer in range(len(self.layers))]
+        local = self._config.local_rope
+        return [
+            None if rope is None else self.local_rope_table if rope is local else self.rope_table
+            for rope in ropes
+        ]
 
     def forward(self, batch: ForwardBatch, caches: list[LayerCache]) -> Tensor:
         """Hidden states of the rows that sample, [num_samples, hidden_size]."""
         residual: Tensor = self.embed_tokens(batch.token_ids)
+        if self._embedding_scale != 1.0:
+            residual *= self._embedding_scale
         x: Tensor | None = None
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, residual, batch, cache, self.rope_table)
+        for layer, cache, table in zip(self.layers, caches, self.rope_tables, strict=True):
+            x = layer(x, residual, batch, cache, table)
         assert x is not None, "a decoder has at least one layer"
         rows = batch.sample_rows
         out: Tensor = self.norm.add(x.index_select(0, rows), residual.index_select(0, rows))
@@ -207,7 +275,8 @@ class Decoder(nn.Module):
                 self.config,
                 crew,
                 embeddings=None if self.config.tie_word_embeddings else self.model.embed_tokens.weight.data,
-                rope_table=self.model.rope_table,
+                rope_tables=self.model.rope_tables,
+                num_positions=len(self.model.rope_table),
                 quantization=quantization,
                 layout=layout or CacheLayout("bfloat16", self.config.head_dim),
             )
@@ -251,7 +320,12 @@ class Decoder(nn.Module):
         """[num_samples, hidden_size] -> [num_samples, vocab_size], in the model's dtype or float32."""
         if self._native is not None:
             return self._native.compute_logits(hidden)
+        scales = self.config.scales
         logits: Tensor = self.lm_head(hidden)
+        if scales.logits != 1.0:
+            logits *= scales.logits
+        if scales.logits_bound is not None:
+            logits = scales.logits_bound * (logits / scales.logits_bound).tanh()
         return logits
 
 

@@ -7,11 +7,12 @@ they may be borrowed, which is to say read where they lie in the mapped file.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding, layer_norm, linear
 
 from trioserve.errors import ModelError
 from trioserve.kernels.linear import pack_weight, packed_linear
-from trioserve.kernels.rms_norm import add_rms_norm, rms_norm
+from trioserve.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_ref
+from trioserve.model.families import NormConfig
 
 
 class WeightedLayer(nn.Module):
@@ -53,20 +54,37 @@ class WeightedLayer(nn.Module):
         return data
 
 
-class RMSNorm(WeightedLayer):
-    """Root mean square norm; with a residual it adds first, in place."""
+class Norm(WeightedLayer):
+    """Root mean square norm, or layer norm, as the config says; with a residual it adds first, in place."""
 
-    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
+    def __init__(self, size: int, config: NormConfig, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
+        assert config.kind == "layer" or not config.has_bias, "root mean square norms have no bias"
+        assert config.kind == "rms" or not config.offset, "layer norms have no offset"
         self.weight = _parameter(size, dtype=dtype)
+        self.bias = _parameter(size, dtype=dtype) if config.has_bias else None
+        self.offset = config.offset
+        self._kind = config.kind
         self._eps = eps
 
+    @property
+    def factors(self) -> Tensor:
+        """What normed rows are multiplied by, [size] float32."""
+        return self.weight.float() + self.offset
+
     def forward(self, x: Tensor) -> Tensor:
+        if self._kind == "layer":
+            return layer_norm(x, x.shape[-1:], self.weight, self.bias, self._eps)
+        if self.offset:
+            return rms_norm_ref(x, self.factors, eps=self._eps)
         return rms_norm(x, self.weight, eps=self._eps)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """Norm of the sum, which ``residual`` becomes."""
-        return add_rms_norm(x, residual, self.weight, eps=self._eps)
+        if self._kind == "rms" and not self.offset:
+            return add_rms_norm(x, residual, self.weight, eps=self._eps)
+        normed: Tensor = self(residual.add_(x))
+        return normed
 
 
 class Linear(WeightedLayer):

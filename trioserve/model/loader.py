@@ -102,7 +102,7 @@ def dummy_weights(model: Decoder, seed: int, progress: Progress = unseen) -> Non
     total, loaded = sum(parameter.nbytes for parameter in model.parameters()), 0
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
-            parameter.data.fill_(1.0)
+            parameter.data.fill_(1.0 - model.config.norm.offset)
         else:
             # the standard deviation of an untrained checkpoint, drawn evenly: a tenth of the time of a normal draw
             bound = 0.02 * math.sqrt(3.0)

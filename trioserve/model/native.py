@@ -14,7 +14,7 @@ from trioserve.errors import ModelError
 from trioserve.kernels.shapes import ShapeError, Shapes
 from trioserve.model.batch import CacheLayout, ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig
-from trioserve.model.layers import Linear, RMSNorm
+from trioserve.model.layers import Linear, Norm
 
 Quantization = Literal["none", "int8", "int4"]
 """What weights are brought to at load."""
@@ -32,16 +32,18 @@ _VECTOR: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class NativeLayer:
-    """What a layer consists of; the norms of heads are there or not."""
+    """What a layer consists of; norms are there or not."""
 
     qkv_proj: Linear
     o_proj: Linear
     gate_up_proj: Linear
     down_proj: Linear
-    input_layernorm: RMSNorm
-    post_attention_layernorm: RMSNorm
-    q_norm: RMSNorm | None
-    k_norm: RMSNorm | None
+    before_attention: Norm | None
+    after_attention: Norm | None
+    before_mlp: Norm | None
+    after_mlp: Norm | None
+    q_norm: Norm | None
+    k_norm: Norm | None
 
     @property
     def products(self) -> dict[str, Linear]:
@@ -49,9 +51,9 @@ class NativeLayer:
         return {name: getattr(self, name) for name in _PRODUCTS}
 
     @property
-    def norms(self) -> dict[str, RMSNorm | None]:
+    def norms(self) -> dict[str, Norm | None]:
         """The norms by name."""
-        names = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
+        names = ("before_attention", "after_attention", "before_mlp", "after_mlp", "q_norm", "k_norm")
         return {name: getattr(self, name) for name in names}
 
 
@@ -73,6 +75,12 @@ def obstacle(config: DecoderConfig, dtype: torch.dtype) -> str | None:
         return f"weights are {str(dtype).removeprefix('torch.')}, not bfloat16"
     if config.head_dim % _VECTOR:
         return f"head_dim {config.head_dim} is no multiple of {_VECTOR}"
+    if config.qk_norm and config.norm.kind != "rms":
+        return "heads are normalised by layer norms"
+    if config.is_parallel and (
+        config.norm.after_attention or config.norm.after_mlp or config.scales.residual != 1
+    ):
+        return "what attention and MLP add side by side is changed before"
     return None
 
 
@@ -136,7 +144,8 @@ class NativeDecoder:
         crew: Crew,
         *,
         embeddings: Tensor | None,
-        rope_table: Tensor,
+        rope_tables: Sequence[Tensor | None],
+        num_positions: int,
         quantization: Quantization,
         layout: CacheLayout,
     ) -> None:
@@ -146,13 +155,15 @@ class NativeDecoder:
 
         Shapes:
             embeddings: [vocab_size, hidden_size] bfloat16, read by every step; None: the head's matrix, packed
-            rope_table: [num_positions, 2, head_dim / 2] float32, read by every step
+            rope_tables: of each layer [num_positions, 2, num_pairs] float32, read by every step; None: it has none
         """
-        assert rope_table.is_contiguous(), "the table is not contiguous"
+        assert all(table is None or table.is_contiguous() for table in rope_tables), (
+            "a table is not contiguous"
+        )
         assert embeddings is None or embeddings.is_contiguous(), "the embeddings are not contiguous"
         self._config = config
         self._quantization: Quantization = quantization
-        self._tables = (embeddings, rope_table)
+        self._embeddings, self._rope_tables = embeddings, rope_tables
         self._layout = layout
         self._spare = Spare()
         self._decoder = native.Decoder(
@@ -163,12 +174,16 @@ class NativeDecoder:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             vocab_size=config.vocab_size,
-            num_positions=len(rope_table),
+            num_positions=num_positions,
+            num_pairs=config.rope.num_pairs(config.head_dim),
             rms_norm_eps=config.rms_norm_eps,
+            norm_kind=config.norm.kind,
+            heads_together=config.norm.heads_together,
             activation=config.activation,
             is_interleaved=config.rope.style == "interleaved",
+            is_parallel=config.is_parallel,
+            scales=_scales(config),
             embeddings=0 if embeddings is None else embeddings.data_ptr(),
-            rope_table=rope_table.data_ptr(),
             num_threads=crew.num_threads,
             cpus=crew.cpus,
             alone_work=crew.alone_work,
@@ -186,7 +201,7 @@ class NativeDecoder:
     @property
     def num_bytes(self) -> int:
         """Memory of all matrices as they are packed, and of embeddings that are not."""
-        embeddings = self._tables[0]
+        embeddings = self._embeddings
         return self._decoder.num_bytes + (0 if embeddings is None else embeddings.nbytes)
 
     def add_layer(self, number: int, layer: NativeLayer) -> None:
@@ -194,17 +209,28 @@ class NativeDecoder:
         weights = {name: _pieces(linear) for name, linear in layer.products.items()}
         window = self._config.sliding_windows[number] or 0
         formats = layer_formats(self._quantization, number, self._config.num_hidden_layers)
-        self._decoder.set_layer(number, **weights, formats=formats, sliding_window=window)
-        norms = {name: _wide(None if norm is None else norm.weight) for name, norm in layer.norms.items()}
-        self._decoder.set_norms(number, **_addresses(norms))
+        table = self._rope_tables[number]
+        self._decoder.set_layer(
+            number,
+            **weights,
+            formats=formats,
+            sliding_window=window,
+            rope_table=0 if table is None else table.data_ptr(),
+        )
+        norms = {name: None if norm is None else norm.factors for name, norm in layer.norms.items()}
+        norm_biases = {name: _wide(None if norm is None else norm.bias) for name, norm in layer.norms.items()}
+        self._decoder.set_norms(number, weights=_addresses(norms), biases=_addresses(norm_biases))
         biases = {name: _wide(linear.bias) for name, linear in layer.products.items()}
         self._decoder.set_biases(number, **_addresses(biases))
 
-    def add_head(self, norm: RMSNorm, lm_head: Linear) -> None:
+    def add_head(self, norm: Norm, lm_head: Linear) -> None:
         """Take the head, as a layer."""
-        wide = norm.weight.float()
+        weights, bias = norm.factors, _wide(norm.bias)
         self._decoder.set_head(
-            norm=wide.data_ptr(), lm_head=_pieces(lm_head), head_format=head_format(self._quantization)
+            norm=weights.data_ptr(),
+            norm_bias=0 if bias is None else bias.data_ptr(),
+            lm_head=_pieces(lm_head),
+            head_format=head_format(self._quantization),
         )
 
     def pack(self) -> None:
@@ -264,6 +290,19 @@ class NativeDecoder:
         logits = self._spare.empty(len(hidden), self._config.vocab_size)
         self._decoder.compute_logits(logits.data_ptr(), hidden.data_ptr(), num_rows=len(hidden))
         return logits
+
+
+def _scales(config: DecoderConfig) -> dict[str, float]:
+    """All of them, those that are not there as the decoder knows them."""
+    scales = config.scales
+    return {
+        "attention": config.attention_scale,
+        "attention_bound": scales.attention_bound or 0.0,
+        "embedding": float(torch.tensor(scales.embedding).bfloat16()),
+        "residual": scales.residual,
+        "logits": scales.logits,
+        "logits_bound": scales.logits_bound or 0.0,
+    }
 
 
 def _tables(batch: ForwardBatch) -> dict[str, Tensor | None]:

@@ -12,27 +12,32 @@ def rope_table(rope: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
     """cos and sin of every position, scaled as the checkpoint wants them.
 
     Shapes:
-        result: [num_positions, 2, head_dim / 2] float32, cos then sin
+        result: [num_positions, 2, num_pairs] float32, cos then sin; num_pairs is head_dim / 2 where whole heads
+            are rotated
     """
-    frequencies = inverse_frequencies(rope, head_dim)
+    frequencies = inverse_frequencies(rope, head_dim, num_positions)
     angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
     return torch.stack((angles.cos(), angles.sin()), dim=1) * rope.attention_factor
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each pair.
+def inverse_frequencies(rope: RopeConfig, head_dim: int, num_positions: int) -> Tensor:
+    """Radians per position of each pair; one rotation for all sequences, so longrope asks how long one may become.
 
     Shapes:
-        result: [head_dim / 2] float32
+        result: [num_pairs] float32
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    size = 2 * rope.num_pairs(head_dim)
+    exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
     plain = 1.0 / (rope.theta**exponents)
     if rope.kind == "linear":
         return plain / rope.factor
+    if rope.kind == "longrope":
+        is_long = num_positions > rope.original_max_positions
+        return plain / torch.tensor(rope.long_factors if is_long else rope.short_factors)
     if rope.kind == "llama3":
         return _llama3(rope, plain)
     if rope.kind == "yarn":
-        return _yarn(rope, plain, head_dim)
+        return _yarn(rope, plain, size)
     return plain
 
 
@@ -52,22 +57,22 @@ def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:
     return torch.where(wavelength < longest_kept, plain, slowed)
 
 
-def _yarn(rope: RopeConfig, plain: Tensor, head_dim: int) -> Tensor:
+def _yarn(rope: RopeConfig, plain: Tensor, size: int) -> Tensor:
     """Interpolates where a dimension turns few times within the first context, extrapolates where it turns often.
 
     Source: arXiv:2309.00071, section 3.2; the ramp as transformers' ``_compute_yarn_parameters`` cuts it.
     """
 
     def dimension_turning(rotations: float) -> float:
-        return (head_dim * math.log(rope.original_max_positions / (rotations * 2 * math.pi))) / (
+        return (size * math.log(rope.original_max_positions / (rotations * 2 * math.pi))) / (
             2 * math.log(rope.theta)
         )
 
     low, high = dimension_turning(rope.beta_fast), dimension_turning(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, size - 1)
     if low == high:
         high += 0.001
-    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    ramp = ((torch.arange(size // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     return plain / rope.factor * ramp + plain * (1 - ramp)

@@ -7,6 +7,7 @@ from typing import Any, Final, final
 
 from msgspec import Struct
 
+from trioserve.core.json_types import type_of
 from trioserve.parsers.json_text import is_json
 
 _MAX_REFERENCES: Final = 16
@@ -91,25 +92,6 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str] |
     if types and schema.get("nullable") is True:
         types |= {"null"}
     return frozenset(types) or None
-
-
-def type_of(value: Any) -> str:
-    """The JSON type of a value; whole numbers are integers."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "integer" if value.is_integer() else "number"
-        case str():
-            return "string"
-        case Mapping():
-            return "object"
-        case _:
-            return "array"
 
 
 # ---- text to JSON ----------------------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ class SchedulerLimits:
     """Tokens that the ranks may guess for each sequence of a step; 0: none."""
     max_drafting_seqs: int = 0
     """Sequences of a step with which they may."""
+    target_step_s: float | None = 0.0
+    """Seconds that a step with decodes should take at most; None: what suits the model; 0: what
+    ``max_num_batched_tokens`` take."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Final
 from trioserve._speedups.blocks import BlockPool
 from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
 from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult, TokenLogprobs
-from trioserve.errors import QueueFull
 from trioserve.scheduler.limits import SchedulerLimits, SchedulerStatistics
 from trioserve.scheduler.lookahead import Lookahead
+from trioserve.scheduler.pace import Pace
 from trioserve.scheduler.repetition import STOP_REASON, watch
 from trioserve.scheduler.waiting import WaitingLine
 
@@ -40,14 +40,13 @@ class Scheduler:
         self._limits = limits
         self._pool = BlockPool(num_blocks, block_size, key=os.urandom(16))
         self._lookahead = Lookahead(limits, self._pool)
-        self._waiting = WaitingLine()
+        self._waiting = WaitingLine(limits.max_num_queued_reqs, limits.max_num_queued_tokens)
         self._running: dict[int, Sequence] = {}  # by seq_id, in order of admission
         self._preempted_pending: dict[int, Sequence] = {}  # preempted with a sample on its way
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         self._released: list[int] = []  # told to the ranks with the next plan
-        self._drafts_on_the_way: deque[int] = (
-            deque()
-        )  # ``StepPlan.num_drafts`` of each plan whose result is to come
+        self._pace = Pace(limits.target_step_s)
+        self._drafts_on_the_way = deque[int]()  # ``StepPlan.num_drafts`` of each plan whose result is to come
         self._next_step_id = 0
         self._num_preemptions = self._num_prompt_tokens = self._num_cached_tokens = 0
 
@@ -57,17 +56,7 @@ class Scheduler:
         Raises:
             QueueFull: A bound would be passed. An empty line takes any one request.
         """
-        limits, waiting = self._limits, self._waiting
-        if not len(waiting):
-            return
-        if len(waiting) + num_sequences > limits.max_num_queued_reqs:
-            raise QueueFull(
-                f"{len(waiting)} sequences are waiting, the limit is {limits.max_num_queued_reqs}"
-            )
-        if waiting.num_tokens + num_tokens > limits.max_num_queued_tokens:
-            raise QueueFull(
-                f"{waiting.num_tokens} tokens are waiting, the limit is {limits.max_num_queued_tokens}"
-            )
+        self._waiting.check(num_sequences, num_tokens)
 
     def add(self, seq: Sequence) -> None:
         """Let a new sequence, or one that was held, wait for its turn."""
@@ -90,15 +79,19 @@ class Scheduler:
             self._pool.release(seq.finish(reason))
 
     def plan_step(self) -> StepPlan | None:
-        """The next step, or None where there is nothing to compute: decodes first, then prompts up to the budget."""
+        """The next step, or None where there is nothing to compute: decodes first, then prompts up to the budget, or to
+        what keeps the step short."""
         num_preemptions = self._num_preemptions
         work: dict[int, SlotWork] = {}  # by seq_id
         num_tokens, prompts = self._plan_decodes(work)
         num_decodes = len(work)
-        budget = self._plan_prefills(prompts, work, self._limits.max_num_batched_tokens - num_tokens)
+        budget = self._limits.max_num_batched_tokens - num_tokens
+        num_to_come = self._waiting.num_tokens + sum(seq.num_uncomputed_tokens for seq in prompts)
+        room = self._pace.room(num_tokens, num_to_come, budget) if num_to_come else budget
+        left = self._plan_prefills(prompts, work, room)
         admitted: list[Admission] = []
         if num_preemptions == self._num_preemptions:
-            self._plan_admissions(work, admitted, budget)
+            left = self._plan_admissions(work, admitted, left, budget)
         if not work:
             return None
         num_drafts = 0
@@ -106,6 +99,7 @@ class Scheduler:
             num_drafts = self._lookahead.plan_drafts(work, self._running, budget)
         plan = StepPlan(self._next_step_id, self._released, admitted, list(work.values()), num_drafts)
         self._drafts_on_the_way.append(num_drafts)
+        self._pace.note_plan(num_tokens, room - left)
         self._next_step_id += 1
         self._released = []
         return plan
@@ -117,6 +111,7 @@ class Scheduler:
         booked, forcing = Booked(), Booked()
         running, preempted = self._running, self._preempted_pending
         num_drafts = self._drafts_on_the_way.popleft()
+        self._pace.note_result(result)
         if num_drafts:
             self._lookahead.note_guesses(were_any=bool(result.num_drafted))
         for sampled in result.sampled:
@@ -216,25 +211,32 @@ class Scheduler:
             num_forced += num_missing - 1
         return len(work) + num_forced, prompts
 
-    def _plan_prefills(self, prompts: list[Sequence], work: dict[int, SlotWork], budget: int) -> int:
-        """The next chunks of prompts that are partly computed; their blocks were taken when they were admitted."""
+    def _plan_prefills(self, prompts: list[Sequence], work: dict[int, SlotWork], room: int) -> int:
+        """The next chunks of prompts that are partly computed, whose blocks were taken when they were admitted; returns
+        the room that is left."""
         for seq in prompts:
-            if budget <= 0:
+            if room <= 0:
                 break
             if seq.slot is not None:  # not preempted by a decode
-                budget -= self._schedule(seq, budget, work)
-        return budget
+                room -= self._schedule(seq, room, work)
+        return room
 
-    def _plan_admissions(self, work: dict[int, SlotWork], admitted: list[Admission], budget: int) -> None:
+    def _plan_admissions(
+        self, work: dict[int, SlotWork], admitted: list[Admission], room: int, budget: int
+    ) -> int:
+        """The first chunks of those whose turn it is; returns the room that is left. Where prompts may not be cut, the
+        first one may take all of ``budget``, or long ones would wait until nobody decodes."""
         num_ids = 0
-        while budget > 0 and self._free_slots:
+        while room > 0 and self._free_slots:
             seq = self._waiting.peek()
             if seq is None or seq.num_pending_tokens:
-                return
+                break
             num_ids += len(seq.token_ids) + seq.params.num_ids
-            if (admitted and num_ids > _MAX_ADMITTED_IDS) or not self._admit(seq, admitted, budget):
-                return
-            budget -= self._schedule(seq, budget, work)
+            most = room if admitted or self._limits.enable_chunked_prefill else budget
+            if (admitted and num_ids > _MAX_ADMITTED_IDS) or not self._admit(seq, admitted, most):
+                break
+            room -= self._schedule(seq, most, work)
+        return room
 
     def _admit(self, seq: Sequence, admitted: list[Admission], budget: int) -> bool:
         """Give the head of the line a slot and blocks for all its tokens, or say that there are none.

@@ -11,6 +11,7 @@ From the socket inwards::
     serve                   accepts, drains, ends
     connection.Connection   one socket: reads, writes with a deadline, closes without losing a reply
     http1, http2            hypercorn's protocols, with their faults fixed at their cause
+    usual                   the plainest requests of HTTP/1.1 and their answers, from bytes to bytes, without h11
     target, proxies         what a request's path is, and whose word counts for its client
     exchange.Exchange       one ASGI call: its messages, its cancellation, its line in the access log
 

@@ -21,8 +21,9 @@ from hypercorn.utils import parse_socket_addr
 
 from trioserve.server.config import ServerConfig
 from trioserve.server.exchange import ASGIApp, Census, Exchanges
-from trioserve.server.http1 import Http1Protocol, chunk
+from trioserve.server.http1 import Http1Protocol
 from trioserve.server.http2 import Http2Protocol
+from trioserve.server.usual import chunk
 
 logger = logging.getLogger("trioserve.server")
 
@@ -77,6 +78,8 @@ class Connection:
         self.is_fresh = True
         """Whether no byte has come yet."""
         self._idle = True
+        self._is_running = False
+        """Whether a request runs."""
         self._closing = False
         self._lost = False
         commons.connections.add(self)
@@ -186,15 +189,12 @@ class Connection:
 
     async def _read(self) -> None:
         """Until the client is gone, the deadline passes or the protocol has closed and the client knows it."""
-        stream = self._transport if self._tls is None else self._tls
+        receive = self._receive if self._tls is None else self._receive_tls
         num_dropped = 0
         while True:
             if isinstance(self._protocol, Http1Protocol):
                 await self._protocol.wait_room()
-            try:
-                data = await stream.receive_some(_MAX_RECV)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
+            data = await receive()
             if not data:
                 return
             if self._closing:
@@ -202,18 +202,37 @@ class Connection:
                 if num_dropped > self._config.linger_bytes:
                     return
             else:
-                await self._take(bytes(data))
+                await self._take(data)
+
+    async def _receive(self) -> bytes:
+        """What has come; empty when the client is gone. Waits first, as a client seldom has more for us at once."""
+        while not self._lost:
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+                return self._sock.recv(_MAX_RECV)
+            except BlockingIOError:
+                continue
+            except (trio.ClosedResourceError, OSError):
+                break
+        return b""
+
+    async def _receive_tls(self) -> bytes:
+        assert self._tls is not None
+        try:
+            return bytes(await self._tls.receive_some(_MAX_RECV))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""
 
     async def _take(self, data: bytes) -> None:
         self.is_fresh = False
-        if self._idle:
-            self._idle = False
-            self._reading.deadline = trio.current_time() + self._config.headers_timeout_s
+        is_first, self._idle = self._idle, False
         assert self._protocol is not None
         try:
             await self._protocol.handle(RawData(data))
         except H2ProtocolAssumedError as exc:
             await self._switch(exc.data)
+        if is_first and not (self._idle or self._is_running):  # a head that is not whole
+            self._reading.deadline = trio.current_time() + self._config.headers_timeout_s
         if isinstance(self._protocol, Http2Protocol) and self._protocol.idle:
             self._rest()
 
@@ -235,12 +254,12 @@ class Connection:
             if event.idle:
                 self._rest()
             else:
-                self._idle = False
+                self._idle, self._is_running = False, True
                 self._reading.deadline = math.inf
 
     def _rest(self) -> None:
         """No request runs: close, or wait for the next one."""
-        self._idle = True
+        self._idle, self._is_running = True, False
         self._reading.deadline = trio.current_time() + self._config.keep_alive_timeout
         if self._commons.is_closing:
             if self._nursery is not None and isinstance(self._protocol, Http2Protocol):

@@ -38,20 +38,39 @@ class ASGIApp(Protocol):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
 
 
+class Changes:
+    """Wakes those who wait for the next change of something; costs nothing where nobody does."""
+
+    def __init__(self) -> None:
+        self._next: trio.Event | None = None
+
+    def tell(self) -> None:
+        """Something has changed."""
+        if self._next is not None:
+            self._next.set()
+            self._next = None
+
+    async def wait(self) -> None:
+        """Wait for the next change."""
+        if self._next is None:
+            self._next = trio.Event()
+        await self._next.wait()
+
+
 class Census:
     """How many HTTP requests are in flight."""
 
     def __init__(self) -> None:
         self.num_running = 0
-        self._changed = trio.Event()
+        self._changed = Changes()
 
     def enter(self) -> None:
         self.num_running += 1
-        self._notify()
+        self._changed.tell()
 
     def leave(self) -> None:
         self.num_running -= 1
-        self._notify()
+        self._changed.tell()
 
     async def wait_none(self) -> None:
         """Wait until nothing is in flight."""
@@ -66,10 +85,6 @@ class Census:
                 await self._changed.wait()
             if quiet.cancelled_caught:
                 return
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
 
 
 class Exchange:
@@ -98,10 +113,12 @@ class Exchange:
         self._flow_controlled = asgi_scope["http_version"] == "2"
         self._cancel_scope = trio.CancelScope()
         self._messages: deque[Message] = deque()
-        self._changed = trio.Event()
+        self._changed = Changes()
         self._complete = False
         self._sending_last = False
         self._gone = False
+        self._is_settled = False
+        """Whether the response has ended and all of it has left."""
         self._num_sends = 0
         self._status = 0
         self._request_id = "-"
@@ -119,11 +136,12 @@ class Exchange:
             await self._call(app)
         finally:
             self._complete = True
-            self._notify()
-            # Bounded, as a client that does not read must not hold up the end of the server.
-            with trio.move_on_after(self._send_timeout_s, shield=True):
-                await self._asgi_send(None)
-                await flush()
+            self._changed.tell()
+            if not self._is_settled:
+                # Bounded, as a client that does not read must not hold up the end of the server.
+                with trio.move_on_after(self._send_timeout_s, shield=True):
+                    await self._asgi_send(None)
+                    await flush()
             if self._is_http:
                 census.leave()
                 self._log(trio.current_time() - started)
@@ -136,7 +154,7 @@ class Exchange:
                 self._cancel_scope.cancel()
         elif not self._complete:
             self._hold(message)
-        self._notify()
+        self._changed.tell()
         while len(self._messages) >= _MAX_MESSAGES and not (self._complete or self._gone):
             await self._changed.wait()
 
@@ -155,7 +173,7 @@ class Exchange:
                 return {"type": "http.disconnect"}
             await self._changed.wait()
         message = self._messages.popleft()
-        self._notify()
+        self._changed.tell()
         return message
 
     async def send(self, message: Message) -> None:
@@ -166,12 +184,13 @@ class Exchange:
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self._complete = self._sending_last = True
             self._messages.clear()
-            self._notify()
+            self._changed.tell()
         try:
             await self._forward(message)
+            self._is_settled = self._complete and not self._flow_controlled
         finally:
             self._sending_last = False
-            self._notify()
+            self._changed.tell()
 
     @property
     def is_open(self) -> bool:
@@ -235,10 +254,6 @@ class Exchange:
                 self._request_id,
             )
             access_logger.log(level, "%s %s %s %s %.1f ms %s", *line)
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
 
 
 class _OwnOutlet:

@@ -39,6 +39,7 @@ from trioserve.server.serve import (
 from trioserve.server.signals import FORCED, Notices, exit_now
 from trioserve.server.sockets import Listener
 from trioserve.server.stacks import write_stacks
+from trioserve.server.systemd import ServiceManager
 from trioserve.settings import Settings
 
 logger = logging.getLogger("trioserve.server")
@@ -91,6 +92,7 @@ class _Group:
         self._make_app = make_app
         self._settings = settings
         self._listeners = listeners
+        self._manager = ServiceManager.from_environment()
         self._children: dict[int, _Child] = {}  # by worker
         self._start_at = dict.fromkeys(range(settings.workers), 0.0)
         self._restarts = Restarts(settings.max_restarts)
@@ -161,8 +163,17 @@ class _Group:
             notices.obey(parent)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             app, config = self._make_app(worker), ServerConfig.build(self._settings)
+            manager = self._manager if worker == 0 else None  # it has the engine
             code = trio.run(
-                partial(serve, app, self._settings, self._listeners, config=config, notices=notices)
+                partial(
+                    serve,
+                    app,
+                    self._settings,
+                    self._listeners,
+                    config=config,
+                    notices=notices,
+                    manager=manager,
+                )
             )
         except SettingsError as exc:
             sys.stderr.write(f"trioserve: {exc}\n")

@@ -9,15 +9,18 @@
 * A target of ``http://host/path`` reached the app as it was, and one that is no path at all failed there. Here the app
   sees a path, or the request is refused.
 * ``Upgrade: h2c`` led past proxies that judge paths. Here it is ignored, as it may be.
+
+The usual request (``usual``) goes past h11 and hypercorn's stream, which would take most of what a small one costs.
+While it runs, bytes behind it wait in h11, which takes them up when it is done.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final
 
 import h11
-import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Data, EndBody, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
@@ -27,16 +30,17 @@ from hypercorn.protocol.h11 import (
     H11Protocol,
     H11WSConnection,
 )
+from hypercorn.protocol.http_stream import ASGIHTTPState
 from hypercorn.typing import H11SendableEvent
+from hypercorn.utils import UnexpectedMessageError
 
 from trioserve.server.config import ServerConfig
+from trioserve.server.exchange import Changes, Exchanges, Message
 from trioserve.server.target import origin_form
+from trioserve.server.usual import BODILESS, HEADER_OVERHEAD_BYTES, UsualAnswer, chunk, read_head
 
 _MAX_WAITING_BYTES: Final = 64 * 1024
 """Of requests that arrive behind the running one; then reading stops until it is done."""
-_HEADER_OVERHEAD_BYTES: Final = 32
-"""What a header counts besides its text, as in HTTP/2: thousands of short ones cost more than their bytes."""
-_BODILESS: Final = frozenset({204, 304})
 _FAULTS: Final = {
     431: b"The request line and headers are too long.",
     501: b"The transfer encoding is not supported.",
@@ -47,9 +51,19 @@ class Http1Protocol(H11Protocol):
     """One HTTP/1.1 connection, from bytes to ASGI calls and back."""
 
     config: ServerConfig
+    task_group: Exchanges
 
     def __init__(self, *args: Any, is_draining: Callable[[], bool]) -> None:
         super().__init__(*args)
+        config = self.config
+        self._knows_usual = not (
+            config.server_names or config.h11_pass_raw_headers or config.log.access_logger
+        )
+        """What hypercorn can be asked for besides is not done for usual requests."""
+        self._usual: _UsualStream | None = None
+        """The usual request that runs."""
+        self._num_to_drop = 0
+        """Bytes of an answered request's body that have not come yet."""
         self.is_in_chunks = False
         """Whether a response is under way whose body goes out in chunks: then ``chunk`` frames a part of it."""
         self._held_head = b""
@@ -59,23 +73,99 @@ class Http1Protocol(H11Protocol):
         self._pulling = False
         self._content_length: int | None = None
         self._num_body_bytes = 0
-        self._resumed = trio.Event()
+        self._resumed = Changes()
 
     async def handle(self, event: Event) -> None:
         if isinstance(event, RawData):
-            self.connection.receive_data(event.data)
-            await self._handle_events()
+            await self._take(event.data)
         elif isinstance(event, Closed):
+            if self._usual is not None:
+                await self._usual.leave()
             await self._close_stream()
 
     async def wait_room(self) -> None:
         """Wait while too much has come behind the running request."""
-        while self.stream is not None and not isinstance(self.connection, H11WSConnection):
-            if self.connection.their_state is not h11.DONE:
-                return
-            if len(self.connection.trailing_data[0]) < _MAX_WAITING_BYTES:
-                return
+        while self._has_whole_request() and len(self.connection.trailing_data[0]) >= _MAX_WAITING_BYTES:
             await self._resumed.wait()
+
+    def _has_whole_request(self) -> bool:
+        """Whether a request runs of which nothing is to come any more."""
+        if self._usual is not None:
+            return not self._usual.num_missing
+        if self.stream is None or isinstance(self.connection, H11WSConnection):
+            return False
+        return self.connection.their_state is h11.DONE
+
+    async def _take(self, data: bytes) -> None:
+        """Take what has come: for the usual request that runs, as the next one, or for h11."""
+        if self._num_to_drop:
+            data = await self._drop(data)
+        if self._usual is None and self._can_begin_usual():
+            data = await self._begin_usual(data)
+        if self._usual is None:
+            if data:
+                self.connection.receive_data(data)
+                await self._handle_events()
+            return
+        own, rest = data[: self._usual.num_missing], data[self._usual.num_missing :]
+        if rest:
+            self.connection.receive_data(rest)
+        if own:
+            await self._usual.take(own)
+
+    async def _drop(self, data: bytes) -> bytes:
+        """Drop what is left of the answered request; returns what is the next one's."""
+        rest = data[self._num_to_drop :]
+        self._num_to_drop -= len(data) - len(rest)
+        if not (self._num_to_drop or rest):
+            await self.send(Updated(idle=True))
+        return rest
+
+    def _can_begin_usual(self) -> bool:
+        """Whether nothing runs and h11 holds nothing back."""
+        connection = self.connection
+        is_idle = connection.our_state is h11.IDLE and connection.their_state is h11.IDLE
+        return self._knows_usual and is_idle and not connection.trailing_data[0]
+
+    async def _begin_usual(self, data: bytes) -> bytes:
+        """Start the app if ``data`` begins with a usual request; returns what comes behind its head."""
+        head = read_head(data, max_header_bytes=self.config.max_header_bytes)
+        if head is None:
+            return data
+        await self.send(Updated(idle=False))
+        scope = head.scope() | {
+            "scheme": "https" if self.ssl else "http",
+            "root_path": self.config.root_path,
+            "client": self.client,
+            "server": self.server,
+            "state": self.connection_state.copy(),
+        }
+        self._usual = usual = _UsualStream(self, head.num_body_bytes)
+        usual.put = await self.task_group.spawn_app(self.app, self.config, scope, usual.send)
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
+        if not head.num_body_bytes:
+            await usual.take(b"")
+        return data[head.num_bytes :]
+
+    def must_close_after_usual(self, num_missing: int) -> bool:
+        """Whether the connection ends with an answer that begins when so much of its request's body is to come."""
+        is_worn = self.keep_alive_requests >= self.config.keep_alive_max_requests
+        return is_worn or self._is_draining() or num_missing > self.config.discard_bytes
+
+    async def end_usual(self, *, closes: bool) -> None:
+        """The answer has ended, or will never. The app hears of it last: it may take that as its own end."""
+        usual, self._usual = self._usual, None
+        assert usual is not None
+        self.is_in_chunks, self._num_to_drop = False, usual.num_missing
+        self._resumed.tell()
+        if closes:
+            await self.send(Closed())
+        elif self.connection.trailing_data[0]:
+            self.task_group.spawn(self._resume)
+        else:
+            await self.send(Updated(idle=True))
+        await usual.leave()
 
     async def stream_send(self, event: StreamEvent) -> None:
         if isinstance(event, Response) and event.status_code >= 200 and self._must_close():
@@ -160,7 +250,7 @@ class Http1Protocol(H11Protocol):
         self._content_length, self._num_body_bytes = 0, 0
         num_bytes, has_length = len(request.target), False
         for name, value in request.headers:
-            num_bytes += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
+            num_bytes += len(name) + len(value) + HEADER_OVERHEAD_BYTES
             if name == b"content-length":
                 has_length, self._content_length = True, int(value)
             elif name == b"transfer-encoding":
@@ -210,8 +300,7 @@ class Http1Protocol(H11Protocol):
     async def _recycle(self) -> None:
         """Make ready for the next request, wait for the rest of this one's body, or close."""
         states = self.connection.our_state, self.connection.their_state
-        self._resumed.set()
-        self._resumed = trio.Event()
+        self._resumed.tell()
         if states == (h11.DONE, h11.SEND_BODY):
             await self.send(Updated(idle=True))
             return
@@ -235,14 +324,64 @@ class Http1Protocol(H11Protocol):
             await self.send(Closed())
 
 
-def chunk(data: bytes) -> bytes:
-    """``data``, which is not empty, as a chunk of a body."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+class _UsualStream:
+    """The usual request that runs, in the place of hypercorn's stream."""
+
+    put: Callable[[Message], Awaitable[None]]
+    """Takes the client's messages."""
+
+    def __init__(self, protocol: Http1Protocol, num_missing: int) -> None:
+        self.num_missing = num_missing
+        """Bytes of the body that are to come."""
+        self._protocol = protocol
+        self._answer = UsualAnswer()
+        self._has_left = False
+
+    async def take(self, data: bytes) -> None:
+        """A part of the body, or the end of an empty one."""
+        self.num_missing -= len(data)
+        await self.put({"type": "http.request", "body": data, "more_body": self.num_missing > 0})
+
+    async def leave(self) -> None:
+        """The client is gone, or has its answer."""
+        if not self._has_left:
+            self._has_left = True
+            await self.put({"type": "http.disconnect"})
+
+    async def send(self, message: Message | None) -> None:
+        """The app's messages, None after the last."""
+        if message is not None:
+            await self._write(self._framed(message))
+            if self._answer.state is ASGIHTTPState.CLOSED and not self._has_left:
+                await self._protocol.end_usual(closes=self._answer.closes)
+        elif not self._has_left:
+            if self._answer.state is ASGIHTTPState.REQUEST:
+                await self._write(self._begin(500, [(b"content-length", b"0")], must_close=True))
+                await self._write(self._answer.part(b"", more=False))
+            await self._protocol.end_usual(closes=True)
+
+    def _framed(self, message: Message) -> bytes:
+        kind, state = message["type"], self._answer.state
+        if kind == "http.response.start" and state is ASGIHTTPState.REQUEST:
+            must_close = self._protocol.must_close_after_usual(self.num_missing)
+            return self._begin(int(message["status"]), message.get("headers", ()), must_close=must_close)
+        if kind == "http.response.body" and state is ASGIHTTPState.RESPONSE:
+            return self._answer.part(bytes(message.get("body", b"")), more=message.get("more_body", False))
+        raise UnexpectedMessageError(state, kind)
+
+    def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]], *, must_close: bool) -> bytes:
+        ours = self._protocol.config.response_headers("h11")
+        return self._answer.begin(status, chain(headers, ours), must_close=must_close)
+
+    async def _write(self, data: bytes) -> None:
+        self._protocol.is_in_chunks = self._answer.is_in_chunks
+        if data:
+            await self._protocol.send(RawData(data=data))
 
 
 def _has_chunks(event: StreamEvent) -> bool:
     """Whether it begins a response whose body h11 sends in chunks, to a client that takes them."""
-    if not isinstance(event, Response) or event.status_code < 200 or event.status_code in _BODILESS:
+    if not isinstance(event, Response) or event.status_code < 200 or event.status_code in BODILESS:
         return False
     return not _has_length(event.headers)
 

@@ -29,6 +29,7 @@ from trioserve.server.config import ServerConfig
 from trioserve.server.serve import EXIT_SETTINGS, ServedApp, serve
 from trioserve.server.signals import Notices
 from trioserve.server.sockets import from_hypercorn
+from trioserve.server.systemd import ServiceManager
 from trioserve.settings import Settings
 
 _ASYNCIO: Final = ("hypercorn.asyncio.run", "_run", ("main", "debug", "shutdown_trigger", "loop_factory"))
@@ -90,7 +91,10 @@ class HypercornApp:
             if shutdown_trigger is not None:
                 self._notices.listen_to(shutdown_trigger.args[0])
             listeners = from_hypercorn(sockets, config)
-            return await serve(app, settings, listeners, config=config, notices=self._notices)
+            manager = ServiceManager.from_environment()
+            return await serve(
+                app, settings, listeners, config=config, notices=self._notices, manager=manager
+            )
         except SettingsError as exc:
             _refuse(str(exc))
 

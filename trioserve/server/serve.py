@@ -27,6 +27,7 @@ from trioserve.server.exchange import ASGIApp
 from trioserve.server.lifespan import Lifespan
 from trioserve.server.signals import Notices
 from trioserve.server.sockets import Listener, bind
+from trioserve.server.systemd import ServiceManager
 from trioserve.settings import Settings
 
 logger = logging.getLogger("trioserve.server")
@@ -72,6 +73,7 @@ async def serve(
     *,
     config: ServerConfig | None = None,
     notices: Notices | None = None,
+    manager: ServiceManager | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> int:
     """Serve ``app`` on bound sockets until it has drained or failed; reports the URLs once it listens.
@@ -85,7 +87,13 @@ async def serve(
     check_hypercorn()
     side = _bind_side(app, settings, listeners)
     server = _Server(
-        app, settings, listeners, side, config or ServerConfig.build(settings), notices or Notices()
+        app,
+        settings,
+        listeners,
+        side,
+        config or ServerConfig.build(settings),
+        notices or Notices(),
+        manager or ServiceManager(),
     )
     await server.run(task_status)
     return app.lifecycle.exit_code
@@ -100,6 +108,7 @@ class _Server:
         side: Sequence[Listener],
         config: ServerConfig,
         notices: Notices,
+        manager: ServiceManager,
     ) -> None:
         self._app = app
         self._settings = settings
@@ -108,6 +117,8 @@ class _Server:
         self._config = config
         self._tls = config.create_ssl_context()
         self._notices = notices
+        self._manager = manager
+        self._is_listening = trio.Event()
         self._commons = Commons(app, config, lambda: self._lifecycle.is_draining)
         self._side = list(side)
         self._side_commons = Commons(app.side_app or app, config, lambda: False)
@@ -117,6 +128,7 @@ class _Server:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._notices.watch)
+                nursery.start_soon(self._keep_manager_told)
                 nursery.start_soon(self._run_lifespan)
                 if await _finishes(self._lifespan.wait_started, before=self._wait_end):
                     await self._serve(task_status)
@@ -127,6 +139,10 @@ class _Server:
             self._end_side()
         self._lifecycle.stop()
         logger.info("stopped, exit code %d", self._lifecycle.exit_code)
+
+    async def _keep_manager_told(self) -> None:
+        await self._is_listening.wait()  # whoever hears that we are ready may connect
+        await self._manager.keep_told(self._lifecycle)
 
     async def _run_lifespan(self) -> None:
         """Where the engine lives: when this ends, the server does."""
@@ -163,6 +179,7 @@ class _Server:
             for listener in self._side:
                 self._listen(listener, connections, self._side_commons)
                 logger.info("metrics on %s", listener.url)
+            self._is_listening.set()
             task_status.started([listener.url for listener in self._listeners])
             await self._wait_end()
             if self._lifecycle.state is not ServerState.FAILED:

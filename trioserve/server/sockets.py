@@ -142,6 +142,22 @@ def bind_unix(path: Path, *, secure: bool = False) -> list[Listener]:
     return [Listener(sock, secure=secure, path=path, inode=path.stat().st_ino)]
 
 
+def handed_over(fd: int, *, secure: bool = False) -> Listener:
+    """The stream socket that whoever started this process left open as ``fd``; he keeps it for a successor.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as exc:
+        raise SettingsError(f"fd {fd} is no open socket: {exc.strerror}.") from exc
+    if sock.type != socket.SOCK_STREAM:
+        sock.close()
+        raise SettingsError(f"fd {fd} is no stream socket: hand over one that takes connections.")
+    return Listener(sock, secure=secure, is_shared=True)
+
+
 def _is_listened_on(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:

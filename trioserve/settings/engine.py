@@ -67,6 +67,11 @@ class EngineSettings(SettingsGroup):
     """Sequences that run at a time."""
     max_num_batched_tokens: Count = Field(default=512, le=1 << 20)
     """Tokens that one step computes at most; longer prompts are cut into chunks."""
+    inter_token_target_ms: float | None = Field(default=None, ge=0, le=60_000, allow_inf_nan=False)
+    """Milliseconds between two tokens of an answer that prompts of others should not make longer: while answers are
+    under way, a step takes the tokens of prompts that it has time for by what the last steps took, and at least 32. By
+    default 50, or where the model is slow four times what a step for one answer takes, so that prompts do not wait too
+    long. 0: as many as max_num_batched_tokens lets it."""
     enable_chunked_prefill: bool = True
     """Whether prompts may be cut. Without it max_num_batched_tokens must be at least max_model_len, and a prompt waits
     for a step that has room for all of it."""

@@ -15,6 +15,10 @@ class LimitSettings(SettingsGroup):
     max_concurrency: Count | None = None
     """POST requests that are served at a time, waiting ones included; above it new ones get 429. By default the line
     and the running sequences are the only bounds."""
+    max_concurrency_per_key: Count | None = None
+    """The same of each key; without keys of all clients together."""
+    max_requests_per_minute: Count | None = None
+    """POST requests that a key may send in a minute, after which it gets 429; without keys all clients together."""
     max_body_bytes: Count = 16 << 20
     """Of a request's body; a longer one gets 413."""
     max_header_bytes: int = Field(default=32 * 1024, ge=1024, le=1 << 20)

@@ -19,6 +19,9 @@ class ServerSettings(SettingsGroup):
     """HTTP processes; the first one runs the engine and the others attach to it. Not under hypercorn, not with seed."""
     uds: Path | None = None
     """Unix socket to listen on, instead of host and port. Under ``hypercorn`` its own --bind counts."""
+    fd: int | None = Field(default=None, ge=3)
+    """A listening socket that whoever starts the server leaves open, by its number; he may hand it to the next one too.
+    Sockets of a systemd unit are found without it. Under ``hypercorn`` --bind fd://3."""
     backlog: Count = 1024
     """Connections that may wait to be accepted."""
     drain_delay_s: Seconds = 5.0
@@ -54,8 +57,11 @@ class ServerSettings(SettingsGroup):
     @model_validator(mode="after")
     def _check_address(self) -> Self:
         both = sorted({"host", "port"} & self.model_fields_set)
-        if self.uds is not None and both:
-            raise ValueError(
-                f"uds = '{self.uds}' is listened on instead of host and port: leave out {' and '.join(both)}"
-            )
+        for name, value in (("uds", self.uds), ("fd", self.fd)):
+            if value is not None and both:
+                raise ValueError(
+                    f"{name} = '{value}' is listened on instead of host and port: leave out {' and '.join(both)}"
+                )
+        if self.uds is not None and self.fd is not None:
+            raise ValueError("uds and fd are two places to listen on: leave one of them out")
         return self
