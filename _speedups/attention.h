@@ -27,6 +27,18 @@
 //   5. each line of a group begins to fetch that of four groups on        760 /  544         2563 / 3794
 //      int8                                                               467 /  410         2685 / 4060
 //      fp8                                                                498 /  434         3408 / 5188
+// and on one core of it, 512 tokens, us of a layer:               S     S, 512 more before them     M
+//   5. the same                                                1258                        3356  1894
+//   6. weights are powers of two, masks are for the vectors at
+//      the ends, sums of lanes halve them, 36 rows instead of
+//      32, the first partition is not merged into nothing      1003                        2734  1552
+//   7. all rows have their largest score before any has its
+//      weights, an address for four rows (dot_tile.h)           931                        2598  1415
+//   8. rows of scores begin at different places of the cache    877                        2505  1376
+//   9. scores of the groups that there are, two pairs between
+//      two looks at the end                                     863                        2464  1334
+//      Both products are at the peak now, weights take a quarter of the time. Copying queries by vectors, and finding
+//      once for all heads what a token sees, gained nothing.
 // Rows (torch's layers) stayed at 2. Where there is a matrix unit it multiplies with the same groups: attention_unit.h.
 #pragma once
 
@@ -51,8 +63,8 @@
 namespace trioserve {
 
 constexpr int kPartition = 256;  // keys that are scored before their values are weighed
-constexpr int kScoreStride = kPartition;  // between the scores of two rows
-constexpr int kTileRows = 32;    // (token, query head) pairs of a prefill task, about
+constexpr int kScoreStride = kPartition + 16;  // rows of scores do not all begin at the same places of the cache
+constexpr int kTileRows = 36;    // (token, query head) pairs of a prefill task, about
 constexpr int kSerialWork = 1 << 18;  // multiply-adds below which waking other threads costs more than it saves
 
 struct Arguments {
@@ -101,7 +113,7 @@ struct Split {
     std::atomic<int> left;
 };
 
-// Working memory of one task: q [rows][head_dim], scores [rows][kPartition], values [rows][head_dim], states and found
+// Working memory of one task: q [rows][head_dim], scores [rows][kScoreStride], values [rows][head_dim], states and found
 // [rows][head_dim + 2], scales [2][kPartition], tail [kGroup / 2][head_dim].
 struct Scratch {
     float *q, *scores, *values, *states, *found, *scales;
@@ -225,14 +237,14 @@ inline Kernel kernel_of(Isa isa, KvFormat format) {
 // Floats that `scratch_in` needs.
 inline size_t scratch_size(int num_rows, int head_dim) {
     const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(head_dim);
-    return rows * (2 * dim + kPartition + 2 * (dim + 2)) + 2 * kPartition + kGroup / 2 * dim + 16;
+    return rows * (2 * dim + kScoreStride + 2 * (dim + 2)) + 2 * kPartition + kGroup / 2 * dim + 16;
 }
 
 inline Scratch scratch_in(float* memory, int num_rows, int head_dim) {
     const size_t rows = static_cast<size_t>(num_rows), dim = static_cast<size_t>(head_dim);
     Scratch s;
     s.scores = memory + (16 - reinterpret_cast<uintptr_t>(memory) / 4 % 16) % 16;
-    s.scales = s.scores + rows * kPartition;
+    s.scales = s.scores + rows * kScoreStride;
     s.tail = reinterpret_cast<uint32_t*>(s.scales + 2 * kPartition);
     s.q = s.scales + 2 * kPartition + kGroup / 2 * dim;
     s.values = s.q + rows * dim;

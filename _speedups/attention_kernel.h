@@ -1,7 +1,7 @@
 // attention_kernel.h: one attention task; included once per instruction set, within its namespace (see isa.h).
 
 // Scores of R queries against kLanes keys that lie one after the other: a dot product for each pair.
-//   scores [R][kPartition]   q [R][head_dim]   k [kLanes][head_dim]
+//   scores [R][kScoreStride]   q [R][head_dim]   k [kLanes][head_dim]
 template <typename T, int R>
 INLINE void score_keys(float* scores, const float* q, const T* k, int head_dim) {
     vf parts[R][kLanes];
@@ -13,11 +13,11 @@ INLINE void score_keys(float* scores, const float* q, const T* k, int head_dim) 
         }
         for (int r = 0; r < R; ++r) parts[r][key] = sum[r];
     }
-    for (int r = 0; r < R; ++r) store(scores + r * kPartition, sums(parts[r]));
+    for (int r = 0; r < R; ++r) store(scores + r * kScoreStride, sums(parts[r]));
 }
 
 // Adds the weighted values of keys first_key .. end_key - 1 to R queries, C vectors of head_dim at a time.
-//   out [R][head_dim]   weights [R][kPartition], of the partition's keys
+//   out [R][head_dim]   weights [R][kScoreStride], of the partition's keys
 template <typename T, int R, int C>
 INLINE void weigh_values(float* out, const float* weights, const Arguments& a, const int* blocks, int kv_head,
                          int first_key, int end_key, int d) {
@@ -30,7 +30,7 @@ INLINE void weigh_values(float* out, const float* weights, const Arguments& a, c
             vf wide[C];
             for (int c = 0; c < C; ++c) wide[c] = load(v + c * kLanes);
             for (int r = 0; r < R; ++r) {
-                const vf weight = splat(weights[r * kPartition + key - first_key + i]);
+                const vf weight = splat(weights[r * kScoreStride + key - first_key + i]);
                 for (int c = 0; c < C; ++c) sum[r][c] += weight * wide[c];
             }
         }
@@ -70,38 +70,88 @@ INLINE void bound_scores(float* scores, int num_keys, float scale, float bound, 
     }
 }
 
-// Turns the scores of one query into weights e^(scale * score - most), 0 where the key is not seen; `weights` may lie
-// where `scores` do. Returns the sum of the weights; `most` becomes the largest score, -inf where no key is seen.
-// kScaled: a score is of a key without its scale, and a weight is left for a value without its.
-//   k_scales, v_scales [num_keys], what is not seen may be no number
-template <bool kScaled, typename W>
-INLINE float soften(W* weights, float* scores, int num_keys, int first_seen, int end_seen, float scale,
-                    const float* k_scales, const float* v_scales, float* most) {
-    const float none = -__builtin_inff();
-    vf lanes = {};
-    for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<float>(i);
-    vf largest = splat(none);
-    for (int i = 0; i < num_keys; i += kLanes) {
-        const vf at = lanes + static_cast<float>(i);
-        const auto seen = (at >= static_cast<float>(first_seen)) & (at < static_cast<float>(end_seen));
-        vf score = load(scores + i) * scale;
+constexpr float kLog2E = 1.44269504f;
+
+// The keys of a partition that a query sees, within whole vectors of them.
+struct Seen {
+    int begin, end;
+
+    Seen(int first_seen, int end_seen, int num_keys)
+        : begin(first_seen > 0 ? first_seen : 0), end(end_seen < num_keys ? end_seen : num_keys) {}
+    int first_vector() const { return begin / kLanes * kLanes; }
+    int end_vector() const { return end > begin ? (end + kLanes - 1) / kLanes * kLanes : first_vector(); }
+};
+
+template <int... kLane>
+INLINE vi lane_numbers(std::integer_sequence<int, kLane...>) {
+    return vi{kLane...};
+}
+
+// `x` for the lanes that hold keys which are seen, `other` for those beside them.
+//   i: the key of the first lane
+INLINE vf kept(vf x, vf other, int i, const Seen& seen) {
+    if (i >= seen.begin && i + kLanes <= seen.end) return x;
+    const vi at = lane_numbers(std::make_integer_sequence<int, kLanes>{}) + i;
+    return (at >= seen.begin) & (at < seen.end) ? x : other;
+}
+
+// The largest score of one query, -inf where no key is seen.
+// kScaled: a score is of a key without its scale.
+//   k_scales [num_keys], what is not seen may be no number
+template <bool kScaled>
+INLINE float most_of(const float* scores, const Seen& seen, const float* k_scales) {
+    const vf none = splat(-__builtin_inff());
+    vf largest = none;
+    for (int i = seen.first_vector(); i < seen.end_vector(); i += kLanes) {
+        vf score = load(scores + i);
         if (kScaled) score *= load(k_scales + i);
-        const vf kept = seen ? score : splat(none);
-        store(scores + i, kept);
-        largest = vmax(largest, kept);
+        largest = vmax(largest, kept(score, none, i, seen));
     }
-    *most = lane_max(largest);
+    return lane_max(largest);
+}
+
+// Turns the scores of one query into weights 2^(scale * score - most), 0 where the key is not seen; `weights` may lie
+// where `scores` do. Returns the sum of the weights.
+// kScaled: as above, and a weight is left for a value without its scale.
+//   v_scales [num_keys], what is not seen may be no number
+template <bool kScaled, typename W>
+INLINE float soften(W* weights, const float* scores, int num_keys, const Seen& seen, float scale, float most,
+                    const float* k_scales, const float* v_scales) {
+    const int first = seen.first_vector(), end = seen.end_vector();
+    for (int i = 0; i < first; i += kLanes) store(weights + i, vf{});
     vf total = {};
-    for (int i = 0; i < num_keys; i += kLanes) {
-        const vf score = load(scores + i);
-        const vf weight = score > splat(none) ? vexp(score - *most) : vf{};  // -inf - -inf is not used
+    for (int i = first; i < end; i += kLanes) {
+        vf score = load(scores + i);
+        if (kScaled) score *= load(k_scales + i);
+        const vf weight = kept(vexp2(score * scale - most), vf{}, i, seen);
         total += weight;
-        if (kScaled)
-            store(weights + i, score > splat(none) ? weight * load(v_scales + i) : vf{});
-        else
-            store(weights + i, weight);
+        store(weights + i, kScaled ? kept(weight * load(v_scales + i), vf{}, i, seen) : weight);
     }
+    for (int i = end; i < num_keys; i += kLanes) store(weights + i, vf{});
     return lane_sum(total);
+}
+
+// The weights of all rows of a task in a partition, where their scores were, and their states. Rows first have their
+// largest score, one after the other, so that none waits for its own.
+//   scores [num_rows][kScoreStride]   found [num_rows][head_dim + 2]
+template <bool kScaled, typename W>
+INLINE void soften_rows(const Arguments& a, const Task& task, float* scores, float* found, int first_key, int num_keys,
+                        float scale, const float* k_scales, const float* v_scales) {
+    const int num_rows = task.num_tokens * a.group;
+    const auto seen_by = [&](int row) {
+        const int position = task.first_position + row / a.group - first_key;
+        return Seen(a.sliding_window > 0 ? position - a.sliding_window + 1 : 0, position + 1, num_keys);
+    };
+    if (a.bound > 0.0f)
+        for (int row = 0; row < num_rows; ++row)
+            bound_scores(scores + row * kScoreStride, num_keys, scale, a.bound, kScaled ? k_scales : nullptr);
+    scale *= kLog2E;
+    float* state = found + a.head_dim;
+    for (int row = 0; row < num_rows; ++row)
+        state[row * (a.head_dim + 2)] = most_of<kScaled>(scores + row * kScoreStride, seen_by(row), k_scales) * scale;
+    for (int row = 0; row < num_rows; ++row, state += a.head_dim + 2, scores += kScoreStride)
+        state[1] = soften<kScaled>(reinterpret_cast<W*>(scores), scores, num_keys, seen_by(row), scale, state[0], k_scales,
+                                   v_scales);
 }
 
 // Merges what a partition found into what the partitions before it found: the same steps in the same order whether a
@@ -111,8 +161,8 @@ INLINE void merge(float* state, const float* found, int head_dim) {
     const float most = state[head_dim], other = found[head_dim];
     if (other == -__builtin_inff()) return;
     const float larger = most > other ? most : other;
-    const float keep = vexp(splat(most - larger))[0] * (most > -__builtin_inff());
-    const float take = vexp(splat(other - larger))[0];
+    const float keep = vexp2(splat(most - larger))[0] * (most > -__builtin_inff());
+    const float take = vexp2(splat(other - larger))[0];
     for (int d = 0; d < head_dim; d += kLanes) store(state + d, load(state + d) * keep + load(found + d) * take);
     state[head_dim] = larger;
     state[head_dim + 1] = state[head_dim + 1] * keep + found[head_dim + 1] * take;
@@ -128,7 +178,7 @@ INLINE void attend_partition(RowCache<T>, const Arguments& a, const Task& task, 
     const int* blocks = a.block_tables + static_cast<int64_t>(task.seq) * a.max_blocks;
     const int width = a.head_dim + 2;
     for (int row = 0; row < num_rows; row += 4) {
-        float* scores = s.scores + row * kPartition;
+        float* scores = s.scores + row * kScoreStride;
         const float* q = s.q + row * a.head_dim;
         switch (num_rows - row) {
             case 1: score_rows<T, 1>(scores, q, a, blocks, task.kv_head, first_key, end_key); break;
@@ -137,17 +187,9 @@ INLINE void attend_partition(RowCache<T>, const Arguments& a, const Task& task, 
             default: score_rows<T, 4>(scores, q, a, blocks, task.kv_head, first_key, end_key);
         }
     }
-    for (int row = 0; row < num_rows; ++row) {
-        const int position = task.first_position + row / a.group;
-        const int first_seen = a.sliding_window > 0 ? position - a.sliding_window + 1 - first_key : 0;
-        float* state = found + row * width + a.head_dim;
-        float* scores = s.scores + row * kPartition;
-        if (a.bound > 0.0f) bound_scores(scores, num_keys, 1.0f, a.bound, nullptr);
-        state[1] = soften<false>(scores, scores, num_keys, first_seen, position + 1 - first_key, 1.0f, nullptr, nullptr,
-                                 state);
-    }
+    soften_rows<false, float>(a, task, s.scores, found, first_key, num_keys, 1.0f, nullptr, nullptr);
     for (int row = 0; row < num_rows; row += 4) {
-        const float* weights = s.scores + row * kPartition;
+        const float* weights = s.scores + row * kScoreStride;
         float* out = s.values + row * a.head_dim;
         switch (num_rows - row) {
             case 1: weigh_rows<T, 1>(out, weights, a, blocks, task.kv_head, first_key, end_key); break;
@@ -170,11 +212,20 @@ INLINE void load_queries(RowCache<T>, const Arguments& a, const Task& task, floa
     }
 }
 
-INLINE void clear(float* states, int num_rows, int head_dim) {
-    for (int row = 0; row < num_rows; ++row, states += head_dim + 2) {
-        for (int d = 0; d < head_dim; ++d) states[d] = 0.0f;
-        states[head_dim] = -__builtin_inff();
-        states[head_dim + 1] = 0.0f;
+INLINE void clear(float* state, int head_dim) {
+    for (int d = 0; d < head_dim; ++d) state[d] = 0.0f;
+    state[head_dim] = -__builtin_inff();
+    state[head_dim + 1] = 0.0f;
+}
+
+// The states after the first partition; to merge it into nothing would give the same numbers.
+INLINE void begin_with(float* states, const float* found, int num_rows, int head_dim) {
+    const int width = head_dim + 2;
+    for (int row = 0; row < num_rows; ++row, states += width, found += width) {
+        if (found[head_dim] == -__builtin_inff())
+            clear(states, head_dim);
+        else if (states != found)
+            __builtin_memcpy(states, found, static_cast<size_t>(width) * sizeof(float));
     }
 }
 
@@ -196,8 +247,9 @@ template <typename Cache>
 void attend(const Arguments& a, const Task& task, const Scratch& s) {
     const int num_rows = task.num_tokens * a.group, width = a.head_dim + 2;
     load_queries(Cache{}, a, task, s.q);
-    clear(s.states, num_rows, a.head_dim);
-    for (int partition = task.first_partition; partition < task.end_partition; ++partition) {
+    attend_partition(Cache{}, a, task, s, task.first_partition, s.states);
+    begin_with(s.states, s.states, num_rows, a.head_dim);
+    for (int partition = task.first_partition + 1; partition < task.end_partition; ++partition) {
         attend_partition(Cache{}, a, task, s, partition, s.found);
         for (int row = 0; row < num_rows; ++row) merge(s.states + row * width, s.found + row * width, a.head_dim);
     }
@@ -216,8 +268,10 @@ void attend_part(const Arguments& a, const Task& task, const Scratch& s, float* 
 template <typename Cache>
 void finish(const Arguments& a, const Task& task, const Scratch& s, const float* found, int num_parts) {
     const int num_rows = task.num_tokens * a.group, width = a.head_dim + 2;
-    clear(s.states, num_rows, a.head_dim);
-    for (int part = 0; part < num_parts; ++part, found += num_rows * width)
+    begin_with(s.states, found, num_rows, a.head_dim);
+    for (int part = 1; part < num_parts; ++part) {
+        found += num_rows * width;
         for (int row = 0; row < num_rows; ++row) merge(s.states + row * width, found + row * width, a.head_dim);
+    }
     write_out<typename Cache::Row>(a, task, s.states);
 }

@@ -59,7 +59,9 @@ template <KvFormat F, int R, int V>
 INLINE void accumulate(vf (&sums)[R][V], const uint32_t* rows, int64_t row_stride, const uint32_t* const (&columns)[V],
                        const uint32_t* const (&ahead)[V], int64_t stride, int count) {
     constexpr int num_pairs = per_word(F) / 2, per_line = 16 / kLanes;
-    for (int i = 0; i < count; ++i, rows += num_pairs) {
+    FewAddresses<R> at(rows, row_stride);
+#pragma GCC unroll 2
+    for (int i = 0; i < count; ++i, at.advance(num_pairs)) {
         Pair pairs[V][num_pairs];
         for (int v = 0; v < V; ++v) {
             if (v % per_line == 0) __builtin_prefetch(ahead[v] + i * stride, 0, 2);
@@ -68,18 +70,18 @@ INLINE void accumulate(vf (&sums)[R][V], const uint32_t* rows, int64_t row_strid
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r)
             for (int pair = 0; pair < num_pairs; ++pair) {
-                const vu x = vu{} + rows[r * row_stride + pair];
+                const vu x = vu{} + at.word(r, pair);
                 for (int v = 0; v < V; ++v) sums[r][v] = dot(sums[r][v], x, pairs[v][pair]);
             }
     }
 }
 
-// Scores of R rows against some groups of keys, as they come out of the product.
-//   scores [R][kPartition]   q [R] rows of pairs   groups [kStep + kAhead]
+// Scores of R rows against up to kStep groups of keys, as they come out of the product.
+//   scores [R][kScoreStride]   q [R] rows of pairs   groups [kStep + kAhead]
 template <KvFormat F, int R>
-void score_tile(float* scores, const uint32_t* q, const char* const* groups, int head_dim) {
+void score_tile(float* scores, const uint32_t* q, const char* const* groups, int count, int head_dim) {
     constexpr int V = kSums<R>, num_groups = V / kGroupVectors;
-    for (int group = 0; group < kStep; group += num_groups, groups += num_groups) {
+    for (int group = 0; group < count; group += num_groups, groups += num_groups) {
         const uint32_t *columns[V], *ahead[V];
         for (int v = 0; v < V; ++v) {
             const int of = v / kGroupVectors, at = v % kGroupVectors * kLanes;
@@ -89,7 +91,7 @@ void score_tile(float* scores, const uint32_t* q, const char* const* groups, int
         vf sums[R][V] = {};
         accumulate<F, R, V>(sums, q, head_dim / 2, columns, ahead, kGroup, head_dim / per_word(F));
         for (int r = 0; r < R; ++r)
-            for (int v = 0; v < V; ++v) store(scores + r * kPartition + group * kGroup + v * kLanes, sums[r][v]);
+            for (int v = 0; v < V; ++v) store(scores + r * kScoreStride + group * kGroup + v * kLanes, sums[r][v]);
     }
 }
 
@@ -103,14 +105,14 @@ INLINE void weigh_columns(float* out, int64_t out_stride, const uint32_t* weight
             columns[v] = reinterpret_cast<const uint32_t*>(groups[group]) + d + v * kLanes;
             ahead[v] = reinterpret_cast<const uint32_t*>(groups[group + kAhead]) + d + v * kLanes;
         }
-        accumulate<F, R, V>(sums, weights + group * kGroup / 2, kPartition, columns, ahead, head_dim, kGroup / per_word(F));
+        accumulate<F, R, V>(sums, weights + group * kGroup / 2, kScoreStride, columns, ahead, head_dim, kGroup / per_word(F));
     }
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < V; ++v) store(out + r * out_stride + d + v * kLanes, sums[r][v]);
 }
 
 // Sums of the weighted values of a partition for R rows.
-//   out [R] rows of head_dim   weights [R][kPartition] words, pairs of which the first half is used
+//   out [R] rows of head_dim   weights [R][kScoreStride] words, pairs of which the first half is used
 //   groups [num_groups + kAhead]
 template <KvFormat F, int R>
 void weigh_tile(float* out, int64_t out_stride, const uint32_t* weights, const char* const* groups, int num_groups,
@@ -133,13 +135,13 @@ INLINE void for_tiles(int num_rows, const Tile& tile) {
 }
 
 template <KvFormat F, int... kRows>
-INLINE void score_tiles(float* scores, const float* q, int num_rows, const char* const* groups, int head_dim,
-                        std::integer_sequence<int, kRows...>) {
-    using Tile = void (*)(float*, const uint32_t*, const char* const*, int);
+INLINE void score_tiles(float* scores, const float* q, int num_rows, const char* const* groups, int num_groups,
+                        int head_dim, std::integer_sequence<int, kRows...>) {
+    using Tile = void (*)(float*, const uint32_t*, const char* const*, int, int);
     static constexpr Tile tiles[] = {score_tile<F, kRows + 1>...};
     const uint32_t* pairs = reinterpret_cast<const uint32_t*>(q);
     for_tiles(num_rows, [&](int first, int count) {
-        tiles[count - 1](scores + first * kPartition, pairs + first * head_dim / 2, groups, head_dim);
+        tiles[count - 1](scores + first * kScoreStride, pairs + first * head_dim / 2, groups, num_groups, head_dim);
     });
 }
 
@@ -150,7 +152,7 @@ INLINE void weigh_tiles(float* out, const float* weights, int num_rows, const ch
     static constexpr Tile tiles[] = {weigh_tile<F, kRows + 1>...};
     const uint32_t* pairs = reinterpret_cast<const uint32_t*>(weights);
     for_tiles(num_rows, [&](int first, int count) {
-        tiles[count - 1](out + first * (head_dim + 2), head_dim + 2, pairs + first * kPartition, groups, num_groups,
+        tiles[count - 1](out + first * (head_dim + 2), head_dim + 2, pairs + first * kScoreStride, groups, num_groups,
                          head_dim);
     });
 }
@@ -162,11 +164,12 @@ constexpr int kWeighedAtOnce = 1;  // groups of values whose weights are togethe
 
 INLINE int query_words(int head_dim) { return head_dim / 2; }
 
-// Scores of all rows against kStep groups of keys, as they come out of the product.
-//   scores [num_rows][kPartition]   q [num_rows] rows of query_words   groups [kStep + kAhead]
+// Scores of all rows against up to kStep groups of keys, as they come out of the product.
+//   scores [num_rows][kScoreStride]   q [num_rows] rows of query_words   groups [kStep + kAhead]
 template <KvFormat F>
-INLINE void score_groups(float* scores, const float* q, int num_rows, const char* const* groups, int head_dim) {
-    score_tiles<F>(scores, q, num_rows, groups, head_dim, std::make_integer_sequence<int, kTile>{});
+INLINE void score_groups(float* scores, const float* q, int num_rows, const char* const* groups, int num_groups,
+                         int head_dim) {
+    score_tiles<F>(scores, q, num_rows, groups, num_groups, head_dim, std::make_integer_sequence<int, kTile>{});
 }
 
 // Sums of the weighted values of a partition for all rows.
@@ -238,7 +241,8 @@ INLINE void attend_partition(GroupCache<F>, const Arguments& a, const Task& task
     Groups groups;
     find_groups(groups, a, task, first_key, end_key);
     for (int group = 0; group < groups.count; group += kStep)
-        score_groups<F>(s.scores + group * kGroup, s.q, num_rows, groups.keys + group, head_dim);
+        score_groups<F>(s.scores + group * kGroup, s.q, num_rows, groups.keys + group,
+                        groups.count - group < kStep ? groups.count - group : kStep, head_dim);
     float *k_scales = s.scales, *v_scales = s.scales + kPartition;
     if (is_scaled) {
         copy_scales<F>(k_scales, groups.keys, groups.count, head_dim);
@@ -248,16 +252,7 @@ INLINE void attend_partition(GroupCache<F>, const Arguments& a, const Task& task
         groups.values[groups.count - 1] = reinterpret_cast<const char*>(s.tail);
     }
     const int num_weighed = (groups.count + kWeighedAtOnce - 1) / kWeighedAtOnce * kWeighedAtOnce * kGroup;
-    for (int row = 0; row < num_rows; ++row) {
-        const int position = task.first_position + row / a.group;
-        const int first_seen = a.sliding_window > 0 ? position - a.sliding_window + 1 - first_key : 0;
-        float* state = found + row * (head_dim + 2) + head_dim;
-        float* scores = s.scores + row * kPartition;
-        if (a.bound > 0.0f)
-            bound_scores(scores, num_weighed, a.scale, a.bound, is_scaled ? k_scales : nullptr);
-        state[1] = soften<is_scaled>(reinterpret_cast<bf16*>(scores), scores, num_weighed, first_seen,
-                                     position + 1 - first_key, a.scale, k_scales, v_scales, state);
-    }
+    soften_rows<is_scaled, bf16>(a, task, s.scores, found, first_key, num_weighed, a.scale, k_scales, v_scales);
     weigh_groups<F>(found, s.scores, num_rows, groups.values, groups.count, head_dim);
 }
 

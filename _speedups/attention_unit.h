@@ -87,15 +87,16 @@ INLINE const uint32_t* keys_at(uint32_t* laid, const char* group, int step, int 
     return laid;
 }
 
-// Scores of all rows against kStep groups of keys, as they come out of the product.
+// Scores of all rows against up to kStep groups of keys, as they come out of the product.
 //   scores [num_rows][kScoreStride]   q [num_rows] rows of query_words   groups [kStep + kAhead]
 template <KvFormat F>
-INLINE void score_groups(float* scores, const float* q, int num_rows, const char* const* groups, int head_dim) {
+INLINE void score_groups(float* scores, const float* q, int num_rows, const char* const* groups, int num_groups,
+                         int head_dim) {
     constexpr int step_lines = kUnitSize * 2 / per_word(F);  // of a group
     const int row_words = query_words(head_dim);
     const uint32_t* rows = reinterpret_cast<const uint32_t*>(q);
     alignas(64) uint32_t laid[2][kUnitSize * kGroup];
-    for (int group = 0; group < kStep; group += 2)
+    for (int group = 0; group < num_groups; group += 2)
         for_passes(num_rows, [&](int first, int count) {
             const auto factor_at = [&](int step, int side) {
                 const char* ahead = groups[group + side + kAhead] + step * step_lines * 64;

@@ -24,6 +24,29 @@ INLINE vf dot(vf sum, vu a, vu b) {
 }
 #endif
 
+// Where R rows are: an address for each four of them, and not one for each, of which there would be more than the
+// processor has registers for.
+template <int R>
+class FewAddresses {
+public:
+    INLINE_IN FewAddresses(const uint32_t* rows, int64_t stride) : stride_(stride) {
+        for (int i = 0; i < kCount; ++i) {
+            at_[i] = rows + 4 * i * stride;
+            asm("" : "+r"(at_[i]));  // the compiler must not know how they hang together
+        }
+    }
+    INLINE_IN uint32_t word(int row, int i) const { return at_[row / 4][row % 4 * stride_ + i]; }
+    INLINE_IN void advance(int count) {
+        for (int i = 0; i < kCount; ++i) at_[i] += count;
+    }
+
+private:
+    static constexpr int kCount = (R + 3) / 4;
+
+    const uint32_t* at_[kCount];
+    int64_t stride_;
+};
+
 // Sums of R rows with one panel, which are as many as the registers hold.
 //   sums [R] rows of kPanel   a [R] rows of pairs   panel [num_pairs][kPanel], pairs; num_pairs a multiple of kUnroll
 //   ahead: what to fetch meanwhile, `lines` cache lines in every kUnroll pairs
@@ -31,6 +54,7 @@ template <int R>
 void multiply_tile(float* sums, int64_t sums_stride, const uint32_t* a, int64_t stride, const uint32_t* panel, int num_pairs,
                    const char* ahead, int lines) {
     vf sum[R][2] = {};
+    FewAddresses<R> at(a, stride);
     for (int pair = 0; pair < num_pairs; pair += kUnroll) {
         for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 4
@@ -38,13 +62,13 @@ void multiply_tile(float* sums, int64_t sums_stride, const uint32_t* a, int64_t 
             const vu left = load_pairs(panel), right = load_pairs(panel + kLanes);
 #pragma GCC unroll 12
             for (int r = 0; r < R; ++r) {
-                const vu x = vu{} + a[r * stride + i];
+                const vu x = vu{} + at.word(r, i);
                 sum[r][0] = dot(sum[r][0], x, left);
                 sum[r][1] = dot(sum[r][1], x, right);
             }
             panel += kPanel;
         }
-        a += kUnroll;
+        at.advance(kUnroll);
     }
     for (int r = 0; r < R; ++r) {
         store(sums + r * sums_stride, sum[r][0]);

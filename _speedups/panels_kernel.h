@@ -5,9 +5,12 @@ constexpr int kFetchedRows = 3;  // of fewer the processor itself sees the strea
 constexpr int64_t kAheadBytes = 8192;
 constexpr int64_t kFetchedBytes = 384 << 10;  // a larger panel would drive the present one out of the cache
 
-// activation(x), to a few units in the last place.
+// activation(x), to a few units in the last place; silu of large numbers to some more, which become bf16 anyway.
 INLINE vf activated(vf x, Activation activation) {
-    if (activation == Activation::silu) return x / (1.0f + vexp(-x));
+    if (activation == Activation::silu) {
+        const vf power = x * -1.44269504f, most = splat(125.0f);
+        return x / (1.0f + vexp2(power < most ? power : most));
+    }
     if (activation == Activation::gelu_tanh)  // (1 + tanh u) / 2 is 1 / (1 + e^-2u)
         return x / (1.0f + vexp(x * (x * x * 0.044715f + 1.0f) * -1.5957691216f));
     for (int i = 0; i < kLanes; ++i) x[i] *= 0.5f * (1.0f + __builtin_erff(x[i] * 0.70710678119f));

@@ -4,6 +4,7 @@
 // nearest even on store; all arithmetic is float32. TRIOSERVE_BF16_DOT says that the set has bf16 dot products.
 
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_IN inline __attribute__((always_inline))  // a class
 
 constexpr int kLanes = TRIOSERVE_LANES;
 
@@ -40,16 +41,27 @@ INLINE void store(bf16* p, vf x) {
 
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 
+// The lanes with those of the other half of each run of 2 * kHalf in their place.
+template <int kHalf, typename V, int... kLane>
+INLINE V swapped(V x, std::integer_sequence<int, kLane...>) {
+    return __builtin_shuffle(x, vi{(kLane ^ kHalf)...});
+}
+
+// All lanes taken together: halves with halves.
+template <int kHalf = kLanes / 2, typename V, typename Both>
+INLINE auto lanes_of(V x, const Both& both) {
+    if constexpr (kHalf == 0)
+        return x[0];
+    else
+        return lanes_of<kHalf / 2>(both(x, swapped<kHalf>(x, std::make_integer_sequence<int, kLanes>{})), both);
+}
+
 INLINE float lane_sum(vf x) {
-    float sum = x[0];
-    for (int i = 1; i < kLanes; ++i) sum += x[i];
-    return sum;
+    return lanes_of(x, [](vf a, vf b) { return a + b; });
 }
 
 INLINE float lane_max(vf x) {
-    float most = x[0];
-    for (int i = 1; i < kLanes; ++i) most = x[i] > most ? x[i] : most;
-    return most;
+    return lanes_of(x, [](vf a, vf b) { return vmax(a, b); });
 }
 
 // e^x to about two units in the last place; below -87 it stays at the smallest normal number.
@@ -69,6 +81,21 @@ INLINE vf vexp(vf x) {
     p = p * r * r + r + 1.0f;
     const vi exponent = (reinterpret_cast<vi>(shifted) - reinterpret_cast<vi>(shift)) << 23;
     return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + exponent);
+}
+
+// 2^x, to a few units in the last place, for x below 127; below -125 it stays there. What is no
+// number stays that.
+INLINE vf vexp2(vf x) {
+    x = vmax(splat(-125.0f), x);
+    const vf shift = splat(12582912.0f);  // as in vexp; of its own bits the exponent has none
+    const vf shifted = x + shift, r = x - (shifted - shift);
+    vf p = splat(1.3264727e-3f);
+    p = p * r + 9.6715130e-3f;
+    p = p * r + 5.5507336e-2f;
+    p = p * r + 2.4022242e-1f;
+    p = p * r + 6.9314700e-1f;
+    p = p * r + 1.0f;
+    return reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23));
 }
 
 // bound * tanh(x / bound), which is near x where that is small.

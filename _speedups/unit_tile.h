@@ -73,7 +73,10 @@ INLINE void unit_rows(const Panels& panels, int count, float* sums, const uint32
     alignas(64) int32_t whole[kUnitRows * kPanel];
     multiply_unit<true>(count, whole, a, stride, panel, num_words, ahead, lines);
     const float* scales = reinterpret_cast<const float*>(panel + num_words * kPanel);
-    for (int row = 0; row < count; ++row)
-        scale_bytes(sums + row * kPanel, load_whole(whole + row * kPanel), load_whole(whole + row * kPanel + kLanes), scales,
-                    *reinterpret_cast<const RowTail*>(a + row * stride + num_words));
+    for (int row = 0; row < count; ++row) {
+        const RowTail& tail = *reinterpret_cast<const RowTail*>(a + row * stride + num_words);
+        const int zeros = kByteZero * tail.sum;
+        scale_bytes(sums + row * kPanel, load_whole(whole + row * kPanel) - zeros,
+                    load_whole(whole + row * kPanel + kLanes) - zeros, scales, tail);
+    }
 }
