@@ -232,8 +232,9 @@ private:
         a.k_cache = step.k_caches[layer];
         a.v_cache = step.v_caches[layer];
         float* memory = scratch_.get() + member * scratch_stride_;
-        team_.each(static_cast<int>(plan.tasks.size()), [&](int i, int) {
+        team_.each(static_cast<int>(plan.tasks.size()), [&](int i, int next) {
             const Task& task = plan.tasks[static_cast<size_t>(i)];
+            a.next = next < 0 ? nullptr : &plan.tasks[static_cast<size_t>(next)];
             run_task(a, attention_, task, plan.splits, scratch_in(memory, task.num_tokens * a.group, a.head_dim));
         });
     }
