@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -136,6 +137,30 @@ public:
             multiply(head_, rows_for(head_, normed_, num_rows), num_rows, finish);
             kernels_.leave();
         }, is_small(int64_t{shape_.vocab_size} * shape_.hidden_size, num_rows));
+    }
+
+    // Seconds of all layers' products with one of their matrices, or the head's, and nothing between them; for benchmarks.
+    double time_products(int which, int num_rows) {
+        std::vector<const Panels*> products;
+        for (const Layer& layer : layers_) {
+            const Panels* const all[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down, &head_};
+            if (products.empty() || all[which] != &head_) products.push_back(all[which]);
+        }
+        const Panels& panels = *products[0];
+        Table<uint32_t> rows(row_words(panels.depth) + padded(panels.depth) / 2);
+        Table<float> out(padded(panels.num_columns));
+        rows.reserve(num_rows);
+        out.reserve(num_rows);
+        std::fill(rows.row(0), rows.row(num_rows), 0x3c3c3c3c);
+        const auto kind = panels.gated ? Finish::gated : Finish::floats;
+        const Finish finish{kind, out.row(0), out.stride(), static_cast<int>(out.stride()), nullptr, shape_.activation};
+        using Clock = std::chrono::steady_clock;
+        const auto began = Clock::now();
+        team_.run([&](int) {
+            for (const Panels* each : products) multiply(*each, Rows{rows.row(0), rows.stride()}, num_rows, finish);
+            kernels_.leave();
+        });
+        return std::chrono::duration<double>(Clock::now() - began).count();
     }
 
 private:
