@@ -205,9 +205,13 @@ INLINE void find_groups(Groups& groups, const Arguments& a, const Task& task, in
         groups.keys[i] = k + at;
         groups.values[i] = v + at;
     }
+    const bool is_last = end_key == task.end_key;
+    const Task& after = is_last && a.next != nullptr ? *a.next : task;
+    const int* blocks_after = a.block_tables + static_cast<int64_t>(after.seq) * a.max_blocks;
+    const int begin = is_last ? after.first_partition * kPartition : end_key;
     for (int i = 0; i < kAhead; ++i) {
-        const int key = first_key + kPartition + i * kGroup;
-        groups.values[groups.count + i] = k + group_at(a, blocks, task.kv_head, key < task.end_key ? key : first_key);
+        const int key = begin + i * kGroup;
+        groups.values[groups.count + i] = k + group_at(a, blocks_after, after.kv_head, key < after.end_key ? key : begin);
     }
 }
 

@@ -80,7 +80,7 @@ void multiply_bytes(float* sums, const uint32_t* a, int64_t stride, const uint32
     for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = vi{} - kByteZero * reinterpret_cast<const RowTail*>(tails + r * stride)->sum;
     FewAddresses<R> at(a, stride);
     for (int word = 0; word < num_words; word += kUnroll) {
-        for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        fetch(ahead, lines);
 #pragma GCC unroll 4
         for (int i = 0; i < kUnroll; ++i) {
             const vu left = load_pairs(panel), right = load_pairs(panel + kLanes);
@@ -109,7 +109,7 @@ void multiply_nibbles(float* sums, const uint32_t* a, int64_t stride, const uint
     const float* tails = reinterpret_cast<const float*>(a + num_groups * (kScaleGroup / 4));
     const float* group_sums = tails + sizeof(RowTail) / 4;
     for (int group = 0; group < num_groups; ++group) {
-        for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        fetch(ahead, lines);
         const vu left_scale = load_pairs(panel), right_scale = load_pairs(panel + kLanes);
         panel += kPanel;
         vi sum[R][2] = {};

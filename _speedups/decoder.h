@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -125,6 +126,30 @@ public:
         }, is_small(int64_t{shape_.vocab_size} * shape_.hidden_size, num_rows));
     }
 
+    // Seconds of all layers' products with one of their matrices, or the head's, and nothing between them; for benchmarks.
+    double time_products(int which, int num_rows) {
+        std::vector<const Panels*> products;
+        for (const Layer& layer : layers_) {
+            const Panels* const all[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down, &head_};
+            if (products.empty() || all[which] != &head_) products.push_back(all[which]);
+        }
+        const Panels& panels = *products[0];
+        Table<uint32_t> rows(row_words(panels.depth) + padded(panels.depth) / 2);
+        Table<float> out(padded(panels.num_columns));
+        rows.reserve(num_rows);
+        out.reserve(num_rows);
+        std::fill(rows.row(0), rows.row(num_rows), 0x3c3c3c3c);
+        const auto kind = panels.gated ? Finish::gated : Finish::floats;
+        const Finish finish{kind, out.row(0), out.stride(), static_cast<int>(out.stride()), nullptr, shape_.activation};
+        using Clock = std::chrono::steady_clock;
+        const auto began = Clock::now();
+        team_.run([&](int) {
+            for (const Panels* each : products) multiply(*each, Rows{rows.row(0), rows.stride()}, num_rows, finish);
+            kernels_.leave();
+        });
+        return std::chrono::duration<double>(Clock::now() - began).count();
+    }
+
 private:
     // The tasks of attention, the same in every layer that sees as far.
     struct Plan {
@@ -215,8 +240,9 @@ private:
         a.k_cache = step.k_caches[layer];
         a.v_cache = step.v_caches[layer];
         float* memory = scratch_.get() + member * scratch_stride_;
-        team_.each(static_cast<int>(plan.tasks.size()), [&](int i, int) {
+        team_.each(static_cast<int>(plan.tasks.size()), [&](int i, int next) {
             const Task& task = plan.tasks[static_cast<size_t>(i)];
+            a.next = next < 0 ? nullptr : &plan.tasks[static_cast<size_t>(next)];
             run_task(a, attention_, task, plan.splits, scratch_in(memory, task.num_tokens * a.group, a.head_dim));
         });
     }

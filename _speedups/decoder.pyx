@@ -135,6 +135,7 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         const char* fault_of(const Step&)
         void forward(const Step&) except +
         void logits(float* out, const bf16* hidden, int num_rows) except +
+        double time_products(int which, int num_rows) except +
 
     bint has_isa(Isa isa)
 
@@ -150,6 +151,9 @@ cdef dict _NORM_KINDS = {"rms": NormKind.rms, "layer": NormKind.layer}
 cdef dict _ACTIVATIONS = {
     "silu": CActivation.silu, "gelu": CActivation.gelu, "gelu_tanh": CActivation.gelu_tanh
 }
+
+
+cdef tuple _PRODUCTS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head")
 
 
 def available_isas():
@@ -331,3 +335,12 @@ cdef class Decoder:
         """``out`` [num_rows, vocab_size], float32, of ``hidden`` [num_rows, hidden_size]."""
         with nogil:
             self._decoder.get().logits(<float*>out, <const bf16*>hidden, num_rows)
+
+    def time_products(self, str name, *, int num_rows):
+        """Seconds that the products of ``num_rows`` rows with one matrix take in all layers together, one after another;
+        "lm_head": with the head alone. For benchmarks."""
+        cdef int which = _PRODUCTS.index(name)
+        cdef double seconds
+        with nogil:
+            seconds = self._decoder.get().time_products(which, num_rows)
+        return seconds

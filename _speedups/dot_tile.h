@@ -47,16 +47,23 @@ private:
     int64_t stride_;
 };
 
+// Begins to fetch cache lines: `lines` of them into the second cache, or, if that is negative, so many past it: a panel that
+// is read once is then not in the way of what is read again.
+INLINE void fetch(const char*& ahead, int lines) {
+    for (; lines > 0; --lines, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+    for (; lines < 0; ++lines, ahead += 64) __builtin_prefetch(ahead, 0, 0);
+}
+
 // Sums of R rows with one panel, which are as many as the registers hold.
 //   sums [R] rows of kPanel   a [R] rows of pairs   panel [num_pairs][kPanel], pairs; num_pairs a multiple of kUnroll
-//   ahead: what to fetch meanwhile, `lines` cache lines in every kUnroll pairs
+//   ahead: what to fetch meanwhile, `lines` cache lines in every kUnroll pairs, as fetch says
 template <int R>
 void multiply_tile(float* sums, int64_t sums_stride, const uint32_t* a, int64_t stride, const uint32_t* panel, int num_pairs,
                    const char* ahead, int lines) {
     vf sum[R][2] = {};
     FewAddresses<R> at(a, stride);
     for (int pair = 0; pair < num_pairs; pair += kUnroll) {
-        for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        fetch(ahead, lines);
 #pragma GCC unroll 4
         for (int i = 0; i < kUnroll; ++i) {
             const vu left = load_pairs(panel), right = load_pairs(panel + kLanes);

@@ -2,7 +2,7 @@
 // dot_tile.h, byte_tile.h and, where there is a matrix unit, unit_tile.h (see isa.h).
 
 constexpr int kFetchedRows = 3;  // of fewer the processor itself sees the stream soon enough
-constexpr int64_t kAheadBytes = 8192;
+constexpr int64_t kAheadBytes = 8192, kOnceAheadBytes = 4096;  // the latter must find room in the first cache
 constexpr int64_t kFetchedBytes = 384 << 10;  // a larger panel would drive the present one out of the cache
 
 // activation(x), to a few units in the last place; silu of large numbers to some more, which become bf16 anyway.
@@ -79,7 +79,7 @@ inline void multiply(const Panels& panels, const Factor& factor, int panel, int 
     const int64_t size = static_cast<int64_t>(panels.num_words) * kPanel;
     const uint32_t* from = panels.words + panel * size;
     const int num_rows = factor.end - factor.first, most = tile_rows(panels), num_tiles = (num_rows + most - 1) / most;
-    const bool is_small = size * 4 <= kFetchedBytes;
+    const bool is_small = size * 4 <= kFetchedBytes, is_once = num_tiles == 1 && most == kTile;
     const int share = num_tiles < all_lines ? (all_lines + num_tiles - 1) / num_tiles : 1;
     alignas(64) float sums[kMostRows * kPanel];
     for (int tile = 0; tile < num_tiles; ++tile) {
@@ -88,8 +88,8 @@ inline void multiply(const Panels& panels, const Factor& factor, int panel, int 
         const char* ahead = reinterpret_cast<const char*>(from);
         int lines = 0;
         if (num_tiles == 1 || !is_small) {
-            ahead += kAheadBytes;
-            lines = tile == 0 && num_rows >= kFetchedRows ? all_lines : 0;
+            ahead += is_once ? kOnceAheadBytes : kAheadBytes;
+            lines = tile > 0 || num_rows < kFetchedRows ? 0 : is_once ? -all_lines : all_lines;
         } else if (next >= 0 && next != panel && tile * share < all_lines) {
             ahead = reinterpret_cast<const char*>(panels.words + next * size) + size * 4 * tile * share / all_lines;
             lines = share;

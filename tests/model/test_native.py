@@ -413,3 +413,15 @@ def test_other_threads_run_while_a_step_does() -> None:
     is_over.set()
     thread.join()
     assert sum(began < turn < ended for turn in turns) > 3
+
+
+def test_timing_products_leaves_steps_as_they_are() -> None:
+    """Every matrix can be timed by its name, and no number of a step lies where the rows of a measurement do."""
+    bench = native_bench(config_of(), num_threads=2)
+    piece = Piece(TEXT, 0, len(TEXT), BLOCKS)
+    before = bench.run(piece)
+    for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"):
+        assert bench.model.time_products(name, len(TEXT) + 1) > 0
+    assert torch.equal(bench.run(piece), before)
+    with pytest.raises(ValueError, match=r"not in tuple"):
+        bench.model.time_products("embed_tokens", 1)

@@ -328,6 +328,11 @@ class Decoder(nn.Module):
             logits = scales.logits_bound * (logits / scales.logits_bound).tanh()
         return logits
 
+    def time_products(self, name: str, num_rows: int) -> float:
+        """``NativeDecoder.time_products``; of a decoder that was packed as one."""
+        assert self._native is not None, "torch's layers cannot be timed"
+        return self._native.time_products(name, num_rows)
+
 
 class _Added:
     """Matrices that were added to a native decoder: packed many at a time, and freed then."""

@@ -1,6 +1,7 @@
 """The decoder as one native call a step: what of a model is handed over, and which models can be."""
 
 import mmap
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,6 +167,11 @@ class NativeDecoder:
         self._embeddings, self._rope_tables = embeddings, rope_tables
         self._layout = layout
         self._spare = Spare()
+        self._caches: tuple[LayerCache, ...] = ()
+        """Those of the last step, kept so that they are known again."""
+        self._k_caches: list[int] = []
+        self._v_caches: list[int] = []
+        """Their addresses."""
         self._decoder = native.Decoder(
             num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
@@ -260,13 +266,15 @@ class NativeDecoder:
         sizes.expect("width", self._layout.width)
         if sizes["block_size"] % _VECTOR:
             raise ShapeError(f"block_size {sizes['block_size']} is no multiple of {_VECTOR}")
+        if len(caches) != len(self._caches) or not all(map(operator.is_, caches, self._caches)):
+            self._take_caches(caches)
         hidden = torch.empty((sizes["num_samples"], self._config.hidden_size), dtype=torch.bfloat16)
         tables = _tables(batch)
         self._decoder.forward(
             hidden.data_ptr(),
             **_addresses(tables),
-            k_caches=[self._cache(cache.k, caches[0].k) for cache in caches],
-            v_caches=[self._cache(cache.v, caches[0].k) for cache in caches],
+            k_caches=self._k_caches,
+            v_caches=self._v_caches,
             num_tokens=sizes["num_tokens"],
             num_seqs=sizes["num_seqs"],
             num_samples=sizes["num_samples"],
@@ -275,6 +283,12 @@ class NativeDecoder:
             block_size=sizes["block_size"],
         )
         return hidden
+
+    def _take_caches(self, caches: Sequence[LayerCache]) -> None:
+        """Look at caches for the first time: 60 tensors, and a step comes with the same ones as the last."""
+        self._k_caches = [self._cache(cache.k, caches[0].k) for cache in caches]
+        self._v_caches = [self._cache(cache.v, caches[0].k) for cache in caches]
+        self._caches = tuple(caches)
 
     def _cache(self, cache: Tensor, first: Tensor) -> int:
         assert cache.is_contiguous() and cache.dtype == self._layout.dtype, (
@@ -290,6 +304,10 @@ class NativeDecoder:
         logits = self._spare.empty(len(hidden), self._config.vocab_size)
         self._decoder.compute_logits(logits.data_ptr(), hidden.data_ptr(), num_rows=len(hidden))
         return logits
+
+    def time_products(self, name: str, num_rows: int) -> float:
+        """Seconds that all layers' products of so many rows with a matrix of this name take, for benchmarks."""
+        return self._decoder.time_products(name, num_rows=num_rows)
 
 
 def _scales(config: DecoderConfig) -> dict[str, float]:
