@@ -98,35 +98,43 @@ def make_config(shape: str) -> DecoderConfig:
     return decoder_config({**_COMMON, **SHAPES[shape]})
 
 
-def make_batch(cell: Cell, vocab_size: int) -> ForwardBatch:
-    """The step of ``cell``: every sequence ends with its tokens and samples once; blocks follow each other."""
+def make_batch(cell: Cell, vocab_size: int, *, is_context: bool = False) -> ForwardBatch:
+    """The step of ``cell``, in which every sequence ends with its tokens and samples once; or the step before it, with
+    all that it does not compute itself. Blocks follow each other."""
     blocks_each = -(-cell.seq_len // BLOCK_SIZE)
     tables = torch.arange(cell.num_seqs * blocks_each, dtype=torch.int32).view(cell.num_seqs, -1)
-    positions = torch.arange(cell.seq_len - cell.num_tokens, cell.seq_len)
+    first = cell.seq_len - cell.num_tokens
+    positions = torch.arange(first) if is_context else torch.arange(first, cell.seq_len)
+    count = len(positions)
     slots = tables[:, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
     generator = torch.Generator().manual_seed(1)
     return ForwardBatch(
-        token_ids=torch.randint(vocab_size, (cell.num_seqs * cell.num_tokens,), generator=generator),
+        token_ids=torch.randint(vocab_size, (cell.num_seqs * count,), generator=generator),
         positions=positions.repeat(cell.num_seqs),
         slot_mapping=slots.flatten(),
-        cu_seqlens_q=torch.arange(cell.num_seqs + 1, dtype=torch.int32) * cell.num_tokens,
-        seq_lens=torch.full((cell.num_seqs,), cell.seq_len, dtype=torch.int32),
+        cu_seqlens_q=torch.arange(cell.num_seqs + 1, dtype=torch.int32) * count,
+        seq_lens=torch.full((cell.num_seqs,), int(positions[-1]) + 1, dtype=torch.int32),
         block_tables=tables,
-        sample_rows=torch.arange(1, cell.num_seqs + 1) * cell.num_tokens - 1,
+        sample_rows=torch.arange(1, cell.num_seqs + 1) * count - 1,
     )
 
 
 def make_caches(config: DecoderConfig) -> list[LayerCache]:
-    """Enough for the largest cell, filled with noise."""
+    """Enough for the largest cell; each model lays its own out in a way of its own."""
     num_blocks = max(cell.num_seqs * -(-cell.seq_len // BLOCK_SIZE) for cell in CELLS)
     shape = (num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
     return [
-        LayerCache(*(torch.randn(shape, dtype=torch.bfloat16) for _ in "kv"))
+        LayerCache(*(torch.zeros(shape, dtype=torch.bfloat16) for _ in "kv"))
         for _ in range(config.num_hidden_layers)
     ]
 
 
-def make_step(model: Decoder, caches: list[LayerCache], batch: ForwardBatch) -> Callable[[], torch.Tensor]:
+def make_step(model: Decoder, config: DecoderConfig, cell: Cell) -> Callable[[], torch.Tensor]:
+    """A step of ``cell``, as often as one likes; what comes before it is computed here."""
+    caches, batch = make_caches(config), make_batch(cell, config.vocab_size)
+    if cell.seq_len > cell.num_tokens:
+        model(make_batch(cell, config.vocab_size, is_context=True), caches)
+
     def step() -> torch.Tensor:
         return model.compute_logits(model(batch, caches))
 
@@ -173,8 +181,7 @@ def compare(
     Raises:
         SystemExit: The logits of one differ from torch's, or else the first one's, by more than its format explains.
     """
-    caches, batch = make_caches(config), make_batch(cell, config.vocab_size)
-    steps = {name: make_step(model, caches, batch) for name, model in models.items()}
+    steps = {name: make_step(model, config, cell) for name, model in models.items()}
     logits = {name: step().float() for name, step in steps.items()}
     expected = next(iter(logits.values()))
     for name, found in logits.items():
