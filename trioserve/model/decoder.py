@@ -29,6 +29,7 @@ from trioserve.model.native import (
     obstacle,
     refuse_quantization,
 )
+from trioserve.model.parts import WHOLE, Part
 from trioserve.model.progress import Progress, unseen
 from trioserve.model.rope import rope_table
 
@@ -39,11 +40,10 @@ _PACKED_AT_ONCE_BYTES: Final = 1 << 30
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions over the paged cache."""
 
-    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype, part: Part) -> None:
         super().__init__()
         self._config = config
         self._sliding_window = config.sliding_windows[layer]
-        self._sizes = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size,
             config.head_dim,
@@ -51,9 +51,14 @@ class Attention(nn.Module):
             config.num_kv_heads,
             bias=config.qkv_bias,
             dtype=dtype,
+            part=part,
         )
         self.o_proj = RowParallelLinear(
-            config.num_heads * config.head_dim, config.hidden_size, bias=config.o_bias, dtype=dtype
+            config.num_heads * config.head_dim,
+            config.hidden_size,
+            bias=config.o_bias,
+            dtype=dtype,
+            part=part,
         )
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
@@ -61,7 +66,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, batch: ForwardBatch, cache: LayerCache, table: Tensor) -> Tensor:
         """[num_tokens, hidden_size] -> the same; writes the tokens' KV on the way."""
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._config.head_dim)
-        q, k, v = heads.split(self._sizes, dim=1)
+        q, k, v = heads.split(self.qkv_proj.num_heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         apply_rope(q, k, batch.positions, table, interleaved=self._config.rope.style == "interleaved")
@@ -83,15 +88,15 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Gated: down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, part: Part) -> None:
         super().__init__()
         self._activation = config.activation
         sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
         self.gate_up_proj = MergedColumnParallelLinear(
-            config.hidden_size, sizes, bias=config.mlp_bias, dtype=dtype
+            config.hidden_size, sizes, bias=config.mlp_bias, dtype=dtype, part=part
         )
         self.down_proj = RowParallelLinear(
-            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype, part=part
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,10 +108,10 @@ class MLP(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and MLP, each behind a norm, each added to the residual."""
 
-    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype, part: Part) -> None:
         super().__init__()
-        self.self_attn = Attention(config, layer, dtype)
-        self.mlp = MLP(config, dtype)
+        self.self_attn = Attention(config, layer, dtype, part)
+        self.mlp = MLP(config, dtype, part)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
 
@@ -142,11 +147,11 @@ class DecoderLayer(nn.Module):
 class DecoderModel(nn.Module):
     """Embedding, layers and the last norm; the name ``model`` of the checkpoints."""
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype, num_positions: int) -> None:
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, num_positions: int, part: Part) -> None:
         super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, dtype)
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, dtype, part)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, dtype) for layer in range(config.num_hidden_layers)
+            DecoderLayer(config, layer, dtype, part) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.rope_table = rope_table(config.rope, config.head_dim, num_positions)
@@ -166,14 +171,18 @@ class DecoderModel(nn.Module):
 class Decoder(nn.Module):
     """A causal language model whose family is data; parameters bear the checkpoints' names, merged ones aside."""
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype, num_positions: int) -> None:
-        """Allocate, unfilled; sequences may reach ``num_positions`` tokens."""
+    def __init__(
+        self, config: DecoderConfig, dtype: torch.dtype, num_positions: int, part: Part = WHOLE
+    ) -> None:
+        """Allocate ``part`` of it, unfilled; sequences may reach ``num_positions`` tokens."""
         super().__init__()
         self.config = config
+        """Of the whole model."""
+        self.part = part
         self.dtype = dtype
         self._native: NativeDecoder | None = None
-        self.model = DecoderModel(config, dtype, num_positions)
-        self.lm_head = ParallelLMHead(config.hidden_size, config.vocab_size, dtype)
+        self.model = DecoderModel(config, dtype, num_positions, part)
+        self.lm_head = ParallelLMHead(config.hidden_size, config.vocab_size, dtype, part)
         if config.tie_word_embeddings:
             self.lm_head.tie(self.model.embed_tokens)
 
