@@ -16,6 +16,7 @@
 
 #include "attention.h"
 #include "decoder_kernels.h"
+#include "exchange.h"
 #include "isa.h"
 #include "kv_cache.h"
 #include "memory.h"
@@ -34,6 +35,8 @@ struct DecoderShape {
     const bf16* embeddings;   // [vocab_size][hidden_size], the caller's; null: those of the head
     const float* rope_table;  // [num_positions][2][head_dim / 2], the caller's
     KvFormat kv_format;
+    Exchange* exchange;  // with the ranks that have the other heads, the rest of the MLP and other tokens; null: none do
+    int first_token;     // of those in the head and the embeddings
 };
 
 struct Layer {
@@ -125,17 +128,20 @@ public:
         }, is_small(layer_work(), step.num_tokens));
     }
 
-    // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size]
+    // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size], which is one memory for all ranks
     void logits(float* out, const bf16* hidden, int num_rows) {
         normed_.reserve(num_rows);
         bytes_.reserve(num_rows);
-        const Finish finish{Finish::floats, out, shape_.vocab_size, shape_.vocab_size, nullptr, shape_.activation};
+        const Finish finish{Finish::floats, out + shape_.first_token, shape_.vocab_size, head_.num_columns, nullptr,
+                            shape_.activation};
+        if (shape_.exchange != nullptr) shape_.exchange->meet();  // when nobody reads the last ones any more
         team_.run([&](int) {
             const size_t size = static_cast<size_t>(shape_.hidden_size);
             for_rows(num_rows, [&](int i) { std::memcpy(normed_.row(i), hidden + i * size, size * sizeof(bf16)); });
             multiply(head_, rows_for(head_, normed_, num_rows), num_rows, finish);
             kernels_.leave();
-        }, is_small(int64_t{shape_.vocab_size} * shape_.hidden_size, num_rows));
+        }, is_small(int64_t{head_.num_columns} * shape_.hidden_size, num_rows));
+        if (shape_.exchange != nullptr) shape_.exchange->meet();
     }
 
 private:
@@ -167,6 +173,8 @@ private:
         sampled_seen_.reserve(step.num_samples);
         gated_.reserve(num_rows);
         bytes_.reserve(num_rows);
+        if (shape_.exchange != nullptr)
+            shape_.exchange->reserve(static_cast<size_t>(num_rows * x_.stride()) * sizeof(float));
     }
 
     // ---- attention ----
@@ -241,8 +249,12 @@ private:
     // ---- the phases; every member of the team is in all of them ----
 
     void run_layers(const Step& step, int member) {
+        if (shape_.exchange != nullptr) bring_embeddings(step);
         for_rows(step.num_tokens, [&](int i) {
-            embed(x_.row(i), step.token_ids[i]);
+            if (shape_.exchange == nullptr)
+                embed(x_.row(i), step.token_ids[i]);
+            else
+                std::copy_n(brought(owner(step.token_ids[i]), i), shape_.hidden_size, x_.row(i));
             norm(x_, i, layers_[0].input_norm, layers_[0].qkv);
         });
         for (size_t i = 0; i < layers_.size(); ++i) {
@@ -274,18 +286,53 @@ private:
             kernels_.embed_row(x, shape_.embeddings + token_id * shape_.hidden_size, shape_.hidden_size);
     }
 
+    // ---- what the ranks bring to each other: rows of x_.stride() ----
+
+    // Leaves the other ranks the embeddings of the tokens that are here.
+    void bring_embeddings(const Step& step) {
+        float* mine = shape_.exchange->mine<float>();
+        for_rows(step.num_tokens, [&](int i) {
+            if (owner(step.token_ids[i]) == shape_.exchange->rank())
+                embed(mine + i * x_.stride(), step.token_ids[i] - shape_.first_token);
+        });
+        meet();
+    }
+
+    int owner(int64_t token_id) const { return owner_of(token_id, shape_.vocab_size, shape_.exchange->num_ranks()); }
+
+    const float* brought(int rank, int row) const { return shape_.exchange->of<float>(rank) + row * x_.stride(); }
+
+    void meet() {
+        team_.each(1, [&](int, int) { shape_.exchange->meet(); });
+    }
+
+    // Adds a product to x: that of all ranks, in the order of ranks, where each has a part of its depth.
+    void add_product(const Table<float>& x, const Panels& panels, const Rows& rows, int num_rows, const float* bias) {
+        const int width = static_cast<int>(x.stride()), size = shape_.hidden_size;
+        if (shape_.exchange == nullptr)
+            return multiply(panels, rows, num_rows,
+                            Finish{Finish::residual, x.row(0), x.stride(), width, bias, shape_.activation});
+        multiply(panels, rows, num_rows,
+                 Finish{Finish::floats, shape_.exchange->mine<float>(), x.stride(), width, nullptr, shape_.activation});
+        meet();
+        for_rows(num_rows, [&](int i) {
+            for (int rank = 0; rank < shape_.exchange->num_ranks(); ++rank) add_row(x.row(i), brought(rank, i), size);
+            if (bias != nullptr) add_row(x.row(i), bias, size);
+        });
+    }
+
+    static void add_row(float* __restrict to, const float* __restrict numbers, int size) {
+        for (int i = 0; i < size; ++i) to[i] += numbers[i];
+    }
+
     // What comes after attention in a layer.
     void finish_layer(const Layer& layer, const Table<float>& x, const Table<bf16>& seen, int num_rows) {
-        const Finish added{Finish::residual, x.row(0), x.stride(), static_cast<int>(x.stride()), layer.o_bias.get(),
-                           shape_.activation};
-        multiply(layer.o, rows_for(layer.o, seen, num_rows), num_rows, added);
+        add_product(x, layer.o, rows_for(layer.o, seen, num_rows), num_rows, layer.o_bias.get());
         for_rows(num_rows, [&](int i) { norm(x, i, layer.post_attention_norm, layer.gate_up); });
         multiply(layer.gate_up, normed_for(layer.gate_up), num_rows,
                  Finish{Finish::gated, gated_.row(0), gated_.stride(), shape_.intermediate_size,
                         layer.gate_up_bias.get(), shape_.activation});
-        Finish down = added;
-        down.bias = layer.down_bias.get();
-        multiply(layer.down, rows_for(layer.down, gated_, num_rows), num_rows, down);
+        add_product(x, layer.down, rows_for(layer.down, gated_, num_rows), num_rows, layer.down_bias.get());
     }
 
     // The normed row as `next` takes it.

@@ -39,12 +39,16 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
     cppclass bf16:
         pass
 
+    cppclass CExchange "trioserve::Exchange":
+        pass
+
     cppclass Panels:
         pass
 
     struct Weights:
         const bf16** pieces
         int64_t* num_rows
+        int64_t* strides
         int depth
 
     cppclass Floats "trioserve::Memory<float>":
@@ -67,6 +71,8 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         const bf16* embeddings
         const float* rope_table
         KvFormat kv_format
+        CExchange* exchange
+        int first_token
 
     struct Layer:
         Panels qkv
@@ -147,13 +153,13 @@ cdef struct Matrix:     # that is to be packed
 
 
 cdef Weights _weights(pieces, int64_t num_rows, int depth) except *:
-    """A matrix of so many rows from the addresses of its pieces and how many each has."""
+    """A matrix of so many rows from its pieces: of each the address, the number of rows and their stride."""
     cdef Weights weights
     cdef int i
     assert len(pieces) <= MAX_PIECES, f"{len(pieces)} pieces"
-    assert sum(count for _, count in pieces) == num_rows, f"not {num_rows} rows"
-    for i, (address, count) in enumerate(pieces):
-        weights.pieces[i], weights.num_rows[i] = <const bf16*><uintptr_t>address, count
+    assert sum(count for _, count, _ in pieces) == num_rows, f"not {num_rows} rows"
+    for i, (address, count, stride) in enumerate(pieces):
+        weights.pieces[i], weights.num_rows[i], weights.strides[i] = <const bf16*><uintptr_t>address, count, stride
     weights.depth = depth
     return weights
 
@@ -171,7 +177,7 @@ cdef class Decoder:
         self, *, int num_layers, int hidden_size, int intermediate_size, int num_heads, int num_kv_heads, int head_dim,
         int vocab_size, int num_positions, float rms_norm_eps, str activation, bint is_interleaved,
         uintptr_t embeddings, uintptr_t rope_table, int num_threads, cpus, int64_t alone_work, str isa,
-        str kv_format
+        str kv_format, uintptr_t exchange=0, int first_token=0
     ):
         cdef DecoderShape* shape = &self._shape
         shape.num_layers, shape.hidden_size, shape.intermediate_size = num_layers, hidden_size, intermediate_size
@@ -180,6 +186,7 @@ cdef class Decoder:
         shape.activation, shape.interleaved = <CActivation><int>_ACTIVATIONS[activation], is_interleaved
         shape.embeddings, shape.rope_table = <const bf16*>embeddings, <const float*>rope_table
         shape.kv_format = <KvFormat><int>_KV_FORMATS[kv_format]
+        shape.exchange, shape.first_token = <CExchange*>exchange, first_token
         self.isa = isa
         self._decoder.reset(new CDecoder(self._shape, num_threads, cpus, alone_work, <Isa><int>_ISAS[isa]))
 
@@ -194,8 +201,8 @@ cdef class Decoder:
         return self._decoder.get().num_bytes()
 
     def set_layer(self, int layer, *, qkv_proj, o_proj, gate_up_proj, down_proj, formats, int sliding_window):
-        """Take the matrices of a layer, each in pieces, (address, number of rows), and the format that each is to have;
-        ``pack`` reads them."""
+        """Take the matrices of a layer, each in pieces, (address, number of rows, stride), and the format that each is to
+        have; ``pack`` reads them."""
         cdef CDecoder* decoder = self._decoder.get()
         cdef Layer* to = &decoder.layer(layer)
         cdef DecoderShape* shape = &self._shape
@@ -241,11 +248,14 @@ cdef class Decoder:
             decoder.copy(to.down_bias, <const float*>down_proj, self._shape.hidden_size)
 
     def set_head(self, *, uintptr_t norm, lm_head, str head_format):
-        """Copy the last norm, float32, and take the head, bfloat16, in pieces as those of a layer."""
+        """Copy the last norm, float32, and take the head, bfloat16, in pieces as those of a layer: of all tokens, or of
+        those from ``first_token`` on that are here."""
         cdef CDecoder* decoder = self._decoder.get()
-        cdef Weights weights = _weights(lm_head, self._shape.vocab_size, self._shape.hidden_size)
+        cdef int num_tokens = sum(count for _, count, _ in lm_head)
+        cdef Weights weights = _weights(lm_head, num_tokens, self._shape.hidden_size)
+        assert self._shape.first_token + num_tokens <= self._shape.vocab_size, f"{num_tokens} tokens"
         decoder.copy(decoder.final_norm(), <const float*>norm, self._shape.hidden_size)
-        self._take(decoder.head(), weights, self._shape.vocab_size, False, head_format)
+        self._take(decoder.head(), weights, num_tokens, False, head_format)
 
     def pack(self):
         """Pack all matrices taken since the last time, as one call without the interpreter's lock; they are not needed

@@ -32,15 +32,17 @@ class Decoder:
         alone_work: int,
         isa: str,
         kv_format: str,
+        exchange: int = 0,
+        first_token: int = 0,
     ) -> Self: ...
     def set_layer(
         self,
         layer: int,
         *,
-        qkv_proj: Sequence[tuple[int, int]],
-        o_proj: Sequence[tuple[int, int]],
-        gate_up_proj: Sequence[tuple[int, int]],
-        down_proj: Sequence[tuple[int, int]],
+        qkv_proj: Sequence[tuple[int, int, int]],
+        o_proj: Sequence[tuple[int, int, int]],
+        gate_up_proj: Sequence[tuple[int, int, int]],
+        down_proj: Sequence[tuple[int, int, int]],
         formats: Mapping[str, str],
         sliding_window: int,
     ) -> None: ...
@@ -56,7 +58,7 @@ class Decoder:
     def set_biases(
         self, layer: int, *, qkv_proj: int, o_proj: int, gate_up_proj: int, down_proj: int
     ) -> None: ...
-    def set_head(self, *, norm: int, lm_head: Sequence[tuple[int, int]], head_format: str) -> None: ...
+    def set_head(self, *, norm: int, lm_head: Sequence[tuple[int, int, int]], head_format: str) -> None: ...
     def pack(self) -> None: ...
     def forward(
         self,

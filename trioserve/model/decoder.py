@@ -6,6 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from trioserve._speedups.exchange import Exchange
 from trioserve.kernels.activation import activation_mul
 from trioserve.kernels.attention import paged_attention
 from trioserve.kernels.rope import apply_rope
@@ -193,6 +194,7 @@ class Decoder(nn.Module):
         progress: Progress = unseen,
         *,
         layout: CacheLayout | None = None,
+        exchange: Exchange | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> str:
         """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after.
@@ -202,6 +204,7 @@ class Decoder(nn.Module):
             quantization: What the weights of native layers are brought to.
             progress: Told of what was borrowed, as it is packed.
             layout: What the KV cache will hold; None: numbers of the weights' type, as torch's layers need them.
+            exchange: Where native layers meet those of the other ranks; None: there are no others.
             meanwhile: Called once, just before weights are packed, to start what needs the interpreter's lock for long.
         Returns:
             What computes the steps from now on, such as "native avx512, 2 threads"; or torch's layers, and why.
@@ -219,6 +222,8 @@ class Decoder(nn.Module):
                 rope_table=self.model.rope_table,
                 quantization=quantization,
                 layout=layout or CacheLayout("bfloat16", self.config.head_dim),
+                part=self.part,
+                exchange=exchange,
             )
             self._fill(packed, _Added(packed, self.modules(), progress, meanwhile))
             self._native = packed
@@ -227,7 +232,8 @@ class Decoder(nn.Module):
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
-        return f"torch layers: {why}"
+        shared = "" if self.part.tp_size == 1 else f" in each of {self.part.tp_size} ranks over Gloo"
+        return f"torch layers{shared}: {why}"
 
     @property
     def packed_bytes(self) -> int | None:
