@@ -34,12 +34,12 @@ def meeting_place() -> Iterator[int]:
 def on_ranks(tp_size: int, work: Callable[[int, int], T]) -> list[T]:
     """``work(meeting_fd, tp_rank)`` on every rank at once; what each returns."""
     results: dict[int, T] = {}
-    failures: list[BaseException] = []
+    failures: list[Exception] = []
 
     def run(meeting_fd: int, tp_rank: int) -> None:
         try:
             results[tp_rank] = work(meeting_fd, tp_rank)
-        except BaseException as exc:
+        except Exception as exc:  # noqa: BLE001 # the thread's outermost wall
             failures.append(exc)
 
     with meeting_place() as fd:

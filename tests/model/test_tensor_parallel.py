@@ -13,11 +13,13 @@ from tests.model.ranks import exchanges, gloo_ranks, native_part, torch_part
 from tests.model.test_decoder import TOLERANCE, difference
 from tests.model.test_native import NATIVE, error
 from tests.model.test_native import TOLERANCE as NATIVE_TOLERANCE
+from trioserve._speedups.exchange import Exchange
 from trioserve.errors import ModelError
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.native import Quantization
 from trioserve.model.parts import Part
+from trioserve.model.ranks import GroupRanks, Ranks
 
 TEXT = prompt_of(75, seed=1)
 BLOCKS = [9, 2, 30, 4, 17]
@@ -72,8 +74,8 @@ def test_torchs_layers_give_the_logits_of_transformers_on_any_number_of_ranks(
 def test_a_row_has_the_same_bits_whatever_else_the_ranks_compute(checkpoints: Checkpoints) -> None:
     folder = checkpoints.folder("llama-odd-heads-tied")
 
-    def run(ranks: object) -> tuple[Tensor, Tensor]:
-        bench = Bench(torch_part(folder, torch.float32, ranks))  # type: ignore[arg-type] # as it is called
+    def run(ranks: GroupRanks) -> tuple[Tensor, Tensor]:
+        bench = Bench(torch_part(folder, torch.float32, ranks))
         alone = bench.run(Piece(TEXT, 0, 40, BLOCKS))[-1].clone()
         beside = bench.run(Piece(prompt_of(17, seed=4), 0, 17, [50, 51]), Piece(TEXT, 39, 40, BLOCKS))[-1]
         return alone, beside
@@ -100,24 +102,21 @@ def test_native_layers_err_no_more_than_one_rank_does(checkpoints: Checkpoints, 
         assert error(found, expected) < NATIVE_TOLERANCE
 
 
-def test_native_ranks_with_threads_of_their_own_give_the_same_bits(checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_native_ranks_with_threads_of_their_own_give_the_same_bits(
+    checkpoints: Checkpoints, num_threads: int
+) -> None:
     folder = checkpoints.folder("llama", dtype=torch.bfloat16)
-    runs = [
-        assert_alike(
-            exchanges(
-                2, lambda ranks, count=count: run_in_pieces(native_part(folder, ranks, num_threads=count))
-            )
-        )
-        for count in (1, 3)
-    ]
-    assert torch.equal(*runs)
+    one = exchanges(2, lambda ranks: run_in_pieces(native_part(folder, ranks)))
+    many = exchanges(2, lambda ranks: run_in_pieces(native_part(folder, ranks, num_threads=num_threads)))
+    assert_alike(one + many)
 
 
 def test_a_native_row_has_the_same_bits_in_any_chunk_and_batch(checkpoints: Checkpoints) -> None:
     folder = checkpoints.folder("llama", dtype=torch.bfloat16)
 
-    def run(ranks: object) -> tuple[Tensor, Tensor]:
-        model = native_part(folder, ranks)  # type: ignore[arg-type] # as it is called
+    def run(ranks: Exchange) -> tuple[Tensor, Tensor]:
+        model = native_part(folder, ranks)
         return Bench(model).run(Piece(TEXT, 0, 75, BLOCKS)).clone(), run_in_pieces(model)
 
     for whole, pieces in exchanges(4, run):
@@ -142,27 +141,27 @@ def test_quantized_parts_err_as_the_quantized_whole_does(
 def test_all_ranks_know_what_rank_0_says_and_the_least_number(
     meet: Callable[..., list[list[int]]],
 ) -> None:
-    def work(ranks: object) -> list[int]:
+    def work(ranks: Ranks) -> list[int]:
         heard = []
         for size in (3, 200_000, 1, 0, 5):  # more than a place had room for, and nothing at all
-            numbers = np.arange(size) + (7 if ranks.tp_rank == 0 else 100)  # type: ignore[attr-defined]
-            ranks.share(numbers)  # type: ignore[attr-defined]
+            numbers = np.arange(size) + (7 if ranks.tp_rank == 0 else 100)
+            ranks.share(numbers)
             heard.append(int(numbers.sum()))
-        return [*heard, ranks.least(5 - ranks.tp_rank)]  # type: ignore[attr-defined]
+        return [*heard, ranks.least(5 - ranks.tp_rank)]
 
     for heard in meet(3, work):
         assert heard == [*(size * (size - 1) // 2 + 7 * size for size in (3, 200_000, 1, 0, 5)), 3]
 
 
 def test_a_rank_that_comes_early_waits_and_reads_what_the_late_ones_brought() -> None:
-    def work(ranks: object) -> list[int]:
-        generator, heard = np.random.default_rng(ranks.tp_rank), []  # type: ignore[attr-defined]
+    def work(ranks: Exchange) -> list[int]:
+        generator, heard = np.random.default_rng(ranks.tp_rank), []
         for number in range(2000):
             if generator.random() < 0.01:
                 torch.randn(100, 100) @ torch.randn(100, 100)
             numbers = np.array([number * 10])
-            ranks.share(numbers)  # type: ignore[attr-defined]
-            heard.append(int(numbers[0]) + ranks.least(number + ranks.tp_rank))  # type: ignore[attr-defined]
+            ranks.share(numbers)
+            heard.append(int(numbers[0]) + ranks.least(number + ranks.tp_rank))
         return heard
 
     for heard in exchanges(4, work):
