@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from trioserve._speedups.exchange import MOST_RANKS, Exchange
+from trioserve._speedups.exchange import Exchange
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Admission, LoadProgress, SlotWork, StepPlan, WorkerConfig, WorkerReady
 from trioserve.errors import ModelError
@@ -169,10 +169,6 @@ def _quantization(config: WorkerConfig) -> Quantization:
 def _refuse_unsupported(config: WorkerConfig) -> None:
     if config.device != "cpu":
         raise ModelError(f"device {config.device} is not supported, only cpu is")
-    if config.tp_size > MOST_RANKS:
-        raise ModelError(
-            f"tensor_parallel_size {config.tp_size} is not supported, only up to {MOST_RANKS} is"
-        )
 
 
 def _meet(config: WorkerConfig, *, is_native: bool) -> Ranks:
