@@ -129,5 +129,5 @@ def test_a_drain_lets_streams_end_and_leaves_no_rank(tmp_path: Path) -> None:
 def test_more_ranks_than_cores_stop_the_start(tmp_path: Path) -> None:
     settings = {"tensor_parallel_size": 64}
     with running_server(tmp_path / "log", settings=settings, command=TRIOSERVE, wait_ready=False) as server:
-        assert server.wait(60) == 78
-        assert "tensor_parallel_size 64 " in server.log
+        assert server.wait(20) == 78
+        assert "tensor_parallel_size = 64: each rank needs a core" in server.log

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from msgspec import structs
 from tests.worker.driver import Front, worker_config
 from tests.worker.wire import DEADLINE_S
 from trioserve.core.step import Speculation, StepPlan, StepResult, WorkerConfig, WorkerReady
-from trioserve.worker import load
 from trioserve.worker.drafts import Price
 from trioserve.worker.load import load_runner
 from trioserve.worker.machine import Cores
@@ -37,6 +37,7 @@ class Company:
         self.readies = [ready for _, ready in found]
 
     def run(self, plan: StepPlan) -> StepResult:
+        first: StepResult
         first, *others = self._threads.map(lambda runner: runner.run(plan), self.runners, timeout=DEADLINE_S)
         assert all(other.sampled == [] and other.more == [] for other in others)
         own = self.runners[0]._slots
@@ -51,21 +52,20 @@ class Company:
 @contextmanager
 def company(folder: Path, tp_size: int, *, num_drafts: int = 0, **changes: object) -> Iterator[Company]:
     """Ranks that have loaded what ``folder`` holds."""
-    speculation = Speculation(num_drafts, 1, 3) if num_drafts else None
+    changes["speculation"] = Speculation(num_drafts, 1, 3) if num_drafts else None
     meeting_fd = os.memfd_create("ranks")
-    usable, load.usable_cores = load.usable_cores, lambda: MANY_CORES
-    config = worker_config(
-        folder, tp_size=tp_size, meeting_fd=meeting_fd, speculation=speculation, pin_threads=False, **changes
-    )
+    config = worker_config(folder, tp_size=tp_size, meeting_fd=meeting_fd, pin_threads=False, **changes)
     try:
-        with ThreadPoolExecutor(tp_size) as threads:
+        with (
+            patch("trioserve.worker.load.usable_cores", lambda: MANY_CORES),
+            ThreadPoolExecutor(tp_size) as threads,
+        ):
             ranks = Company(config, threads)
             torch.set_num_threads(1)
             if (drafter := ranks.runners[0].drafter) is not None:
                 drafter.prices = [Price(0.0, 1e-9)] * config.max_num_seqs
             yield ranks
     finally:
-        load.usable_cores = usable
         os.close(meeting_fd)
 
 

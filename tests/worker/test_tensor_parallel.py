@@ -102,8 +102,11 @@ def test_prompts_are_scored_alike(
 
 def test_the_memory_of_the_cache_is_shared_out(checkpoints: Checkpoints) -> None:
     """Each rank has half the KV heads in half the memory, so there are as many blocks as on one."""
-    folder, changes = checkpoints.folder("llama"), {"num_blocks": None, "kv_cache_bytes": 1 << 20}
-    with company(folder, 1, **changes) as one, company(folder, 2, **changes) as two:
+    folder, size = checkpoints.folder("llama"), 1 << 20
+    with (
+        company(folder, 1, num_blocks=None, kv_cache_bytes=size) as one,
+        company(folder, 2, num_blocks=None, kv_cache_bytes=size) as two,
+    ):
         assert {ready.num_blocks for ready in two.readies} == {one.readies[0].num_blocks}
         assert sum(ready.kv_cache_bytes for ready in two.readies) == one.readies[0].kv_cache_bytes
 

@@ -36,7 +36,11 @@ class Works:
         """That nobody runs yet."""
 
     def launch(self) -> None:
-        """Let the next set of ranks load."""
+        """Let the next set of ranks load.
+
+        Raises:
+            SettingsError: There are more of them than CPUs.
+        """
         self._launched = launch_ranks(worker_config(self._settings, self._model))
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ import msgspec
 from trioserve.children import Child, SocketClosed
 from trioserve.core.frames import encode_frame
 from trioserve.core.step import FromWorker, WorkerConfig, WorkerError
-from trioserve.errors import ModelError, WorkerDied, WorkerFailed
+from trioserve.errors import ModelError, SettingsError, WorkerDied, WorkerFailed
 from trioserve.settings import SECRET_VARIABLES
 
 
@@ -81,9 +81,17 @@ def launch_ranks(config: WorkerConfig) -> list[Rank]:
 
     Several meet in memory that has no name, so nobody else can. Rank 0 chooses the tokens, so it alone is told of what
     grammars need.
+
+    Raises:
+        SettingsError: They are more than CPUs.
     """
     if config.tp_size == 1:
         return [Rank(config)]
+    num_cpus = len(os.sched_getaffinity(0))
+    if config.tp_size > num_cpus:
+        raise SettingsError(
+            f"tensor_parallel_size = {config.tp_size}: each rank needs a core, and there are {num_cpus} CPUs; lower it"
+        )
     meeting_fd = os.memfd_create("trioserve-ranks")
     config = msgspec.structs.replace(config, meeting_fd=meeting_fd)
     follower = msgspec.structs.replace(config, tokenizer_path="", grammar_backend="")
