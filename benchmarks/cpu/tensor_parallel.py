@@ -2,8 +2,8 @@
 
     python -m benchmarks.cpu.tensor_parallel [--shape M] [--dtype bfloat16] [--ranks 1 2] [--rounds 30]
 
-Ranks are started as a server starts them, each set with all cores; weights are random. The sets take turns, a step each.
-Times are what rank 0 says of its step, the greedy choice of tokens included. A decode has 128 tokens in the cache.
+Ranks are started as a server starts them, each set with all cores; weights are random. The sets take turns, a step
+each. Times are what rank 0 says of its step, the greedy choice of tokens included. A decode has 128 tokens in the cache.
 """
 
 import argparse
@@ -121,9 +121,8 @@ def main() -> None:
             low, middle, high = (statistics.quantiles(seconds, n=10)[at] * 1000 for at in (0, 4, 8))
             cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
         table.add_row(str(tp_size), bench.executor.ready.decoder, *cells)
-    Console(width=200).print(
-        f"{options.shape} {options.dtype}, ms a step, in brackets the 10th and 90th percentile", table
-    )
+    print(f"{options.shape} {options.dtype}, ms a step, in brackets the 10th and 90th percentile")
+    Console(width=200).print(table)
 
 
 if __name__ == "__main__":
