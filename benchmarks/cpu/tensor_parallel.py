@@ -3,7 +3,7 @@
     python -m benchmarks.cpu.tensor_parallel [--shape M] [--dtype bfloat16] [--ranks 1 2] [--rounds 30]
 
 Ranks are started as a server starts them, each set with all cores; weights are random. The sets take turns, a step
-each. Times are what rank 0 says of its step, the greedy choice of tokens included. A decode has 128 tokens in the cache.
+each. Times are what rank 0 says of its step, with the greedy choice of tokens. A decode has 128 tokens in the cache.
 """
 
 import argparse

@@ -17,8 +17,10 @@ from trioserve._speedups.exchange import Exchange
 from trioserve.errors import ModelError
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
+from trioserve.model.layers import Linear
+from trioserve.model.loader import load_weights
 from trioserve.model.native import Quantization
-from trioserve.model.parts import Part
+from trioserve.model.parts import WHOLE, Part
 from trioserve.model.ranks import GroupRanks, Ranks
 
 TEXT = prompt_of(75, seed=1)
@@ -132,6 +134,24 @@ def test_quantized_parts_err_as_the_quantized_whole_does(
         exchanges(2, lambda ranks: run_in_pieces(native_part(folder, ranks, quantization=quantization)))
     )
     assert error(found, expected) < {"int8": 0.1, "int4": 0.35}[quantization]
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "qwen2"])
+def test_ranks_read_no_more_of_the_files_together_than_one_rank_does(
+    checkpoints: Checkpoints, name: str
+) -> None:
+    """Matrices are read where they are mapped, cut by columns too; KV heads are as many as ranks."""
+    folder = checkpoints.folder(name, dtype=torch.bfloat16)
+
+    def num_borrowed_bytes(part: Part) -> int:
+        model = Decoder(read_config(folder), torch.bfloat16, num_positions=8, part=part)
+        load_weights(model, folder, may_borrow=True)
+        linears = [layer for layer in model.modules() if isinstance(layer, Linear)]
+        return sum(linear.num_borrowed_bytes for linear in linears)
+
+    parts = [num_borrowed_bytes(Part(tp_rank, 2)) for tp_rank in range(2)]
+    assert parts[0] == parts[1] > 0
+    assert sum(parts) == num_borrowed_bytes(WHOLE)
 
 
 # ---- meetings --------------------------------------------------------------------------------------------------------
