@@ -19,14 +19,14 @@ from trioserve.worker.machine import usable_cores
 pytestmark = pytest.mark.skipif(usable_cores().count < 2, reason="two ranks need a core each")
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> WorkerConfig:
-    """Torch's layers over Gloo, and native ones over shared memory."""
+@pytest.fixture
+def shared(tmp_path: Path) -> WorkerConfig:
+    """Of native layers, which meet in shared memory."""
     (tmp_path / "config.json").write_bytes(msgspec.json.encode(CONFIG))
     return WorkerConfig(
         model_path=str(tmp_path),
         device="cpu",
-        dtype=request.param,
+        dtype="bfloat16",
         tp_rank=0,
         tp_size=2,
         block_size=16,
@@ -49,7 +49,12 @@ async def tokens(executor: ProcessExecutor) -> list[int]:
     return [sample.token_id for result in results for sample in result.sampled]
 
 
-async def test_two_ranks_give_the_tokens_of_one_and_end_together(shared: WorkerConfig) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_two_ranks_give_the_tokens_of_one_where_nobody_else_can_come(
+    shared: WorkerConfig, dtype: str
+) -> None:
+    """What they know of each other lies in memory without a name; over Gloo they listen, on loopback."""
+    shared = msgspec.structs.replace(shared, dtype=dtype)
     async with started(msgspec.structs.replace(shared, tp_size=1)) as executor:
         expected, alone = await tokens(executor), executor.ready
     async with started(shared) as executor:
@@ -58,13 +63,19 @@ async def test_two_ranks_give_the_tokens_of_one_and_end_together(shared: WorkerC
         assert executor.ready.num_blocks == alone.num_blocks == 8
         assert alone.weights_bytes <= executor.ready.weights_bytes < 1.5 * alone.weights_bytes
         pids = [rank.pid for rank in executor._ranks]
+        for pid in pids:
+            files = open_files(pid)
+            assert any(name.startswith("/memfd:trioserve-ranks (deleted)") for name in files)
+            assert listening(pid, files) == ({"0100007F"} if dtype == "float32" else set())
     assert not any(map(is_alive, pids))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("struck", [0, 1])
 async def test_a_killed_rank_is_the_end_of_the_one_that_waits_for_it(
-    shared: WorkerConfig, struck: int
+    shared: WorkerConfig, struck: int, dtype: str
 ) -> None:
+    shared = msgspec.structs.replace(shared, dtype=dtype)
     with pytest.RaisesGroup(
         pytest.RaisesExc(WorkerDied, match=f"rank {struck} was killed by SIGKILL"), flatten_subgroups=True
     ):
@@ -97,16 +108,6 @@ async def test_what_all_ranks_refuse_is_one_sentence(shared: WorkerConfig) -> No
     ):
         async with started(shared):
             pass
-
-
-async def test_nobody_else_can_come_to_where_ranks_meet(shared: WorkerConfig) -> None:
-    """What they know of each other lies in memory without a name; over Gloo they listen, on loopback."""
-    async with started(shared) as executor:
-        for rank in executor._ranks:
-            files = open_files(rank.pid)
-            assert any(name.startswith("/memfd:trioserve-ranks (deleted)") for name in files)
-            addresses = listening(rank.pid, files)
-            assert addresses == ({"0100007F"} if shared.dtype == "float32" else set())
 
 
 def open_files(pid: int) -> list[str]:
