@@ -98,7 +98,12 @@ def test_preemption_and_prefix_hits_change_no_token(shared: Server, tmp_path: Pa
         httpx.post(shared.url + "/v1/completions", json={**body, "prompt": prompt}, timeout=60).json()
         for prompt in prompts[:6]
     ]
-    crowded = {"max_num_seqs": 16, "max_num_batched_tokens": 32, "max_model_len": 256, "num_kv_blocks": 20}
+    crowded: dict[str, float] = {
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 32,
+        "max_model_len": 256,
+        "num_kv_blocks": 20,
+    }
     with running_server(tmp_path / "crowded", settings=SETTINGS | crowded) as server:
         answer = httpx.post(
             server.url + "/v1/completions", json={**body, "prompt": prompts + prompts[:6]}, timeout=120

@@ -28,7 +28,7 @@ BLOCKS = [9, 2, 30, 4, 17]
 
 
 def fitting(checkpoints: Checkpoints, name: str) -> list[int]:
-    """The numbers of ranks, 2 to 4, that can share a model."""
+    """The numbers of ranks, 2 to 4, that can share a model: none where heads are normalised together."""
     config = read_config(checkpoints.folder(name))
     found = []
     for tp_size in (2, 3, 4):
@@ -37,7 +37,7 @@ def fitting(checkpoints: Checkpoints, name: str) -> list[int]:
         except ModelError:
             continue
         found.append(tp_size)
-    assert found, f"nobody can share {name}"
+    assert bool(found) != (config.qk_norm and config.norm.heads_together), f"{found} can share {name}"
     return found
 
 
