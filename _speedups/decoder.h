@@ -18,6 +18,7 @@
 
 #include "attention.h"
 #include "decoder_kernels.h"
+#include "exchange.h"
 #include "isa.h"
 #include "kv_cache.h"
 #include "layer.h"
@@ -112,18 +113,21 @@ public:
         }, is_small(layer_work(shape_), step.num_tokens));
     }
 
-    // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size]
+    // hidden [num_rows][hidden_size] -> out [num_rows][vocab_size], which is one memory for all ranks
     void logits(float* out, const bf16* hidden, int num_rows) {
         normed_.reserve(num_rows);
         bytes_.reserve(num_rows);
-        const Finish finish{Finish::floats, out, shape_.vocab_size, shape_.vocab_size, nullptr, shape_.activation};
+        const Finish finish{Finish::floats, out + shape_.first_token, shape_.vocab_size, head_.num_columns, nullptr,
+                            shape_.activation};
+        if (shape_.exchange != nullptr) shape_.exchange->meet();  // when nobody reads the last ones any more
         team_.run([&](int) {
             const size_t size = static_cast<size_t>(shape_.hidden_size);
             for_rows(num_rows, [&](int i) { std::memcpy(normed_.row(i), hidden + i * size, size * sizeof(bf16)); });
             multiply(head_, rows_for(head_, normed_, num_rows), num_rows, finish);
             scale_logits(out, num_rows);
             kernels_.leave();
-        }, is_small(int64_t{shape_.vocab_size} * shape_.hidden_size, num_rows));
+        }, is_small(int64_t{head_.num_columns} * shape_.hidden_size, num_rows));
+        if (shape_.exchange != nullptr) shape_.exchange->meet();
     }
 
     // Seconds of all layers' products with one of their matrices, or the head's, and nothing between them; for benchmarks.
@@ -174,6 +178,8 @@ private:
         sampled_seen_.reserve(step.num_samples);
         gated_.reserve(num_rows);
         bytes_.reserve(num_rows);
+        if (shape_.exchange != nullptr)
+            shape_.exchange->reserve(static_cast<size_t>(num_rows * x_.stride()) * sizeof(float));
     }
 
     // ---- attention ----
@@ -250,8 +256,12 @@ private:
     // ---- the phases; every member of the team is in all of them ----
 
     void run_layers(const Step& step, int member) {
+        if (shape_.exchange != nullptr) bring_embeddings(step);
         for_rows(step.num_tokens, [&](int i) {
-            embed(x_.row(i), step.token_ids[i]);
+            if (shape_.exchange == nullptr)
+                embed(x_.row(i), step.token_ids[i]);
+            else
+                std::copy_n(brought(owner(step.token_ids[i]), i), shape_.hidden_size, x_.row(i));
             norm(x_, i, layers_[0].before_attention, layers_[0].qkv);
         });
         for (size_t i = 0; i < layers_.size(); ++i) {
@@ -291,8 +301,8 @@ private:
     void scale_logits(float* out, int num_rows) {
         if (shape_.logits_scale == 1.0f && shape_.logits_bound == 0.0f) return;
         for_rows(num_rows, [&](int i) {
-            kernels_.scale_row(out + i * int64_t{shape_.vocab_size}, shape_.vocab_size, shape_.logits_scale,
-                               shape_.logits_bound);
+            kernels_.scale_row(out + i * int64_t{shape_.vocab_size} + shape_.first_token, head_.num_columns,
+                               shape_.logits_scale, shape_.logits_bound);
         });
     }
 
@@ -301,10 +311,10 @@ private:
         if (shape_.is_parallel) {  // the norm once more: its rows were of all tokens, or gave way to bytes
             for_rows(num_rows, [&](int i) { norm(x, i, layer.before_attention, layer.gate_up); });
             run_mlp(layer, x, num_rows);
-            multiply(layer.o, rows_for(layer.o, seen, num_rows), num_rows, adding(x, layer.o_bias, layer.after_attention));
+            add_product(x, layer.o, rows_for(layer.o, seen, num_rows), num_rows, layer.o_bias, layer.after_attention);
             return;
         }
-        multiply(layer.o, rows_for(layer.o, seen, num_rows), num_rows, adding(x, layer.o_bias, layer.after_attention));
+        add_product(x, layer.o, rows_for(layer.o, seen, num_rows), num_rows, layer.o_bias, layer.after_attention);
         for_rows(num_rows, [&](int i) {
             add(x, i, layer.after_attention);
             norm(x, i, layer.before_mlp, layer.gate_up);
@@ -316,21 +326,59 @@ private:
         multiply(layer.gate_up, normed_for(layer.gate_up), num_rows,
                  Finish{Finish::gated, gated_.row(0), gated_.stride(), shape_.intermediate_size,
                         layer.gate_up_bias.get(), shape_.activation});
-        multiply(layer.down, rows_for(layer.down, gated_, num_rows), num_rows, adding(x, layer.down_bias, layer.after_mlp));
+        add_product(x, layer.down, rows_for(layer.down, gated_, num_rows), num_rows, layer.down_bias, layer.after_mlp);
     }
 
     // Whether what is added to the residual is changed before.
     bool is_changed(const NormWeights& after) const { return !after.weights.empty() || shape_.residual_scale != 1.0f; }
 
-    // A product that is added to the residual at once where it is as it is, or else by `add`.
-    Finish adding(const Table<float>& x, const Memory<float>& bias, const NormWeights& after) const {
+    // Adds a product to the residual; or leaves it to `add`, where it is changed before. That of all ranks, in the order of
+    // ranks, where each has a part of its depth.
+    void add_product(const Table<float>& x, const Panels& panels, const Rows& rows, int num_rows, const Memory<float>& bias,
+                     const NormWeights& after) {
         const Table<float>& to = is_changed(after) ? added_ : x;
-        return {is_changed(after) ? Finish::floats : Finish::residual, to.row(0), to.stride(), static_cast<int>(to.stride()),
-                bias.get(), shape_.activation};
+        const int width = static_cast<int>(to.stride());
+        if (shape_.exchange == nullptr) {
+            const auto kind = is_changed(after) ? Finish::floats : Finish::residual;
+            return multiply(panels, rows, num_rows, Finish{kind, to.row(0), to.stride(), width, bias.get(), shape_.activation});
+        }
+        multiply(panels, rows, num_rows,
+                 Finish{Finish::floats, shape_.exchange->mine<float>(), to.stride(), width, nullptr, shape_.activation});
+        meet();
+        for_rows(num_rows, [&](int i) {
+            if (is_changed(after)) std::fill_n(to.row(i), shape_.hidden_size, 0.0f);
+            for (int rank = 0; rank < shape_.exchange->num_ranks(); ++rank)
+                add_numbers(to.row(i), brought(rank, i), shape_.hidden_size);
+            if (!bias.empty()) add_numbers(to.row(i), bias.get(), shape_.hidden_size);
+        });
+    }
+
+    static void add_numbers(float* __restrict to, const float* __restrict numbers, int size) {
+        for (int i = 0; i < size; ++i) to[i] += numbers[i];
     }
 
     void add(const Table<float>& x, int row, const NormWeights& after) {
         if (is_changed(after)) kernels_.add_row(x.row(row), added_.row(row), after.on(shape_), shape_.residual_scale);
+    }
+
+    // ---- what the ranks bring to each other: rows of x_.stride() ----
+
+    // Leaves the other ranks the embeddings of the tokens that are here.
+    void bring_embeddings(const Step& step) {
+        float* mine = shape_.exchange->mine<float>();
+        for_rows(step.num_tokens, [&](int i) {
+            if (owner(step.token_ids[i]) == shape_.exchange->rank())
+                embed(mine + i * x_.stride(), step.token_ids[i] - shape_.first_token);
+        });
+        meet();
+    }
+
+    int owner(int64_t token_id) const { return owner_of(token_id, shape_.vocab_size, shape_.exchange->num_ranks()); }
+
+    const float* brought(int rank, int row) const { return shape_.exchange->of<float>(rank) + row * x_.stride(); }
+
+    void meet() {
+        team_.each(1, [&](int, int) { shape_.exchange->meet(); });
     }
 
     // The normed row as `next` takes it.

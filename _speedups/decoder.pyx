@@ -44,12 +44,16 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
     cppclass bf16:
         pass
 
+    cppclass CExchange "trioserve::Exchange":
+        pass
+
     cppclass Panels:
         pass
 
     struct Weights:
         const bf16** pieces
         int64_t* num_rows
+        int64_t* strides
         int depth
 
     cppclass Floats "trioserve::Memory<float>":
@@ -81,6 +85,8 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         float logits_scale
         float attention_bound
         float logits_bound
+        CExchange* exchange
+        int first_token
 
     struct NormWeights:
         Floats weights
@@ -173,13 +179,13 @@ cdef struct Matrix:     # that is to be packed
 
 
 cdef Weights _weights(pieces, int64_t num_rows, int depth) except *:
-    """A matrix of so many rows from the addresses of its pieces and how many each has."""
+    """A matrix of so many rows from its pieces: of each the address, the number of rows and their stride."""
     cdef Weights weights
     cdef int i
     assert len(pieces) <= MAX_PIECES, f"{len(pieces)} pieces"
-    assert sum(count for _, count in pieces) == num_rows, f"not {num_rows} rows"
-    for i, (address, count) in enumerate(pieces):
-        weights.pieces[i], weights.num_rows[i] = <const bf16*><uintptr_t>address, count
+    assert sum(count for _, count, _ in pieces) == num_rows, f"not {num_rows} rows"
+    for i, (address, count, stride) in enumerate(pieces):
+        weights.pieces[i], weights.num_rows[i], weights.strides[i] = <const bf16*><uintptr_t>address, count, stride
     weights.depth = depth
     return weights
 
@@ -197,7 +203,7 @@ cdef class Decoder:
         self, *, int num_layers, int hidden_size, int intermediate_size, int num_heads, int num_kv_heads, int head_dim,
         int vocab_size, int num_positions, int num_pairs, float rms_norm_eps, str norm_kind, bint heads_together,
         str activation, bint is_interleaved, bint is_parallel, scales, uintptr_t embeddings, int num_threads, cpus,
-        int64_t alone_work, str isa, str kv_format
+        int64_t alone_work, str isa, str kv_format, uintptr_t exchange=0, int first_token=0
     ):
         cdef DecoderShape* shape = &self._shape
         shape.num_layers, shape.hidden_size, shape.intermediate_size = num_layers, hidden_size, intermediate_size
@@ -211,6 +217,7 @@ cdef class Decoder:
         shape.embedding_scale, shape.residual_scale = scales["embedding"], scales["residual"]
         shape.attention_scale, shape.attention_bound = scales["attention"], scales["attention_bound"]
         shape.logits_scale, shape.logits_bound = scales["logits"], scales["logits_bound"]
+        shape.exchange, shape.first_token = <CExchange*>exchange, first_token
         self.isa = isa
         self._decoder.reset(new CDecoder(self._shape, num_threads, cpus, alone_work, <Isa><int>_ISAS[isa]))
 
@@ -228,7 +235,7 @@ cdef class Decoder:
         self, int layer, *, qkv_proj, o_proj, gate_up_proj, down_proj, formats, int sliding_window,
         uintptr_t rope_table
     ):
-        """Take the matrices of a layer, each in pieces, (address, number of rows), and the format that each is to have;
+        """Take the matrices of a layer, each in pieces, (address, number of rows, stride), and the format that each is to have;
         ``pack`` reads them. ``rope_table`` is read by every step, 0: heads are not rotated."""
         cdef CDecoder* decoder = self._decoder.get()
         cdef Layer* to = &decoder.layer(layer)
@@ -283,11 +290,14 @@ cdef class Decoder:
             decoder.copy(to.down_bias, <const float*>down_proj, self._shape.hidden_size)
 
     def set_head(self, *, uintptr_t norm, uintptr_t norm_bias, lm_head, str head_format):
-        """Copy the last norm, float32, its bias may be 0, and take the head, bfloat16, in pieces as those of a layer."""
+        """Copy the last norm, float32, its bias may be 0, and take the head, bfloat16, in pieces as those of a layer: of all
+        tokens, or of those from ``first_token`` on that are here."""
         cdef CDecoder* decoder = self._decoder.get()
-        cdef Weights weights = _weights(lm_head, self._shape.vocab_size, self._shape.hidden_size)
+        cdef int num_tokens = sum(count for _, count, _ in lm_head)
+        cdef Weights weights = _weights(lm_head, num_tokens, self._shape.hidden_size)
+        assert self._shape.first_token + num_tokens <= self._shape.vocab_size, f"{num_tokens} tokens"
         self._copy_norm(decoder.final_norm(), norm, norm_bias)
-        self._take(decoder.head(), weights, self._shape.vocab_size, False, head_format)
+        self._take(decoder.head(), weights, num_tokens, False, head_format)
 
     def pack(self):
         """Pack all matrices taken since the last time, as one call without the interpreter's lock; they are not needed

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "decoder_kernels.h"
+#include "exchange.h"
 #include "kv_cache.h"
 #include "memory.h"
 #include "panels.h"
@@ -21,6 +22,8 @@ struct DecoderShape {
     bool is_parallel;         // whether the MLP reads what attention reads
     float embedding_scale, residual_scale, attention_scale, logits_scale;
     float attention_bound, logits_bound;  // 0: none
+    Exchange* exchange;  // with the ranks that have the other heads, the rest of the MLP and other tokens; null: none do
+    int first_token;     // of those in the head and the embeddings
 };
 
 // Multiplications of a row with the weights of all layers.

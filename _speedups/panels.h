@@ -73,12 +73,13 @@ struct Weights {
 
     const bf16* pieces[kMaxPieces] = {};
     int64_t num_rows[kMaxPieces] = {};  // of each piece
+    int64_t strides[kMaxPieces] = {};   // elements from one row to the next
     int depth = 0;
 
     const bf16* row(int64_t i) const {
         int piece = 0;
         for (; i >= num_rows[piece]; ++piece) i -= num_rows[piece];
-        return pieces[piece] + i * depth;
+        return pieces[piece] + i * strides[piece];
     }
 };
 

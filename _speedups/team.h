@@ -100,8 +100,9 @@ public:
     template <typename Work>
     void run(const Work& work, bool alone = false) {
         alone_ = alone || helpers_.empty();
-        if (alone_) return work(0);
+        if (alone_ && !helpers_.empty()) return work(0);
         const Seat seat(cpus_);
+        if (alone_) return work(0);
         member_ = 0;
         work_ = std::cref(work);
         {

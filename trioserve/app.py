@@ -118,8 +118,8 @@ class Application:
             give_up(None, self.lifecycle, str(exc), EXIT_SETTINGS)
             return
         works = Works(self.settings, model, self.lifecycle)
-        works.launch()
         try:
+            works.launch()
             engine, examiner = await in_thread(self._load, model)
             await self._run_works(engine, examiner, works)
         except SettingsError as exc:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Generic, TypeVar
 
 import trio
@@ -35,12 +35,14 @@ class Child(Generic[T]):
         *,
         env: Mapping[str, str],
         first_frame: bytes = b"",
+        inherited_fds: Collection[int] = (),
         is_quiet: bool = False,
     ) -> None:
         """Start it.
 
         Args:
             first_frame: What it finds in its socket, at most some KB.
+            inherited_fds: Files that it has open by the same numbers.
             is_quiet: Whether what it writes to its standard error is dropped.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -51,7 +53,7 @@ class Child(Generic[T]):
             # of its own would make its niceness mean nothing to us, where the kernel shares the CPUs out by session.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *inherited_fds],
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL if is_quiet else None,

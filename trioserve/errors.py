@@ -28,6 +28,7 @@ TrioserveError
    |- WorkerDied
    |- WorkerStalled
    |- WorkerFailed          a step raised on a rank
+   |- RankLost              another rank is gone; a rank's own, never leaves the works
    |- WireError             a frame that is too long, cut off or not what was expected
 
 Only ``trioserve.http.errors`` knows status codes.
@@ -180,6 +181,10 @@ class WorkerStalled(EngineError):
 
 class WorkerFailed(EngineError):
     """A rank reported an exception; the message holds its first line only."""
+
+
+class RankLost(EngineError):
+    """A meeting with the other ranks cannot take place, because one of them is gone."""
 
 
 class WireError(EngineError):

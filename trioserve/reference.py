@@ -109,9 +109,9 @@ NOTES: Final[Mapping[str, str]] = {
     "server_port": "8000 by default, where LMDeploy takes 23333",
     "shutdown_timeout": "300 by default, 0 aborts at once; `drain_delay_s` comes before it",
     "swap_space": "only 0 on a CPU",
-    "tensor_parallel_size": "only 1 on a CPU",
+    "tensor_parallel_size": "on a CPU each rank has its share of the cores",
     "timeout_graceful_shutdown": "300 by default, 0 aborts at once; `drain_delay_s` comes before it",
-    "tp": "only 1 on a CPU",
+    "tp": "on a CPU each rank has its share of the cores",
     "trust_request_chat_template": "a template of a request is rendered in a process of its own",
 }
 """What else there is to say of a flag that is obeyed."""

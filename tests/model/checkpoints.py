@@ -1,5 +1,6 @@
 """Tiny random checkpoints of every family, made by transformers, which is also what they are compared with."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -183,10 +184,9 @@ class Checkpoints:
         """The checkpoint ``name`` of MODELS on disk."""
         folder = self._root / f"{name}-{dtype}-{max_shard_size}".replace("torch.", "")
         if not folder.exists():
-            model = self.reference(name).to(dtype)
+            model = copy.deepcopy(self.reference(name)).to(dtype)
             model.config.dtype = dtype
             model.save_pretrained(folder, max_shard_size=max_shard_size)
-            model.float()
         return folder
 
     def reference(self, name: str) -> Any:

@@ -32,7 +32,7 @@ class Bench:
     caches: list[LayerCache] = field(init=False)
 
     def __post_init__(self) -> None:
-        config = self.model.config
+        config = self.model.part.shape(self.model.config)
         layout = self.layout or CacheLayout(str(self.model.dtype).removeprefix("torch."), config.head_dim)
         self.caches = [
             layout.empty(self.num_blocks, config.num_kv_heads, BLOCK_SIZE)

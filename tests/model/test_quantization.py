@@ -65,7 +65,7 @@ class Product:
             isa=isa,
         )
         norm = torch.ones(depth)
-        pieces = [(self._weights.data_ptr(), self._num_columns)]
+        pieces = [(self._weights.data_ptr(), self._num_columns, depth)]
         self._call.set_head(norm=norm.data_ptr(), norm_bias=0, lm_head=pieces, head_format=form)
         self._call.pack()
 

@@ -33,8 +33,8 @@ NOT_SETTINGS = {"command", "show_settings"}
 @pytest.mark.parametrize(
     ("words", "name", "value"),
     [
-        ("--tp 1", "tensor_parallel_size", 1),
-        ("-tp 1", "tensor_parallel_size", 1),
+        ("--tp 2", "tensor_parallel_size", 2),
+        ("-tp 2", "tensor_parallel_size", 2),
         ("--session-len 99", "max_model_len", 99),
         ("--session_len=99", "max_model_len", 99),
         ("--max_batch_size 7", "max_num_seqs", 7),
@@ -265,7 +265,7 @@ FAMILIAR: dict[str, tuple[str, object]] = {
     "api_key": ("sk-1 sk-2", ("sk-1", "sk-2")),
 }
 """A flag's text, and what it comes to."""
-IMPOSSIBLE_HERE = {"tensor_parallel_size": "2", "tp": "2", "gpu_memory_utilization": "0.5", "swap_space": "4"}
+IMPOSSIBLE_HERE = {"gpu_memory_utilization": "0.5", "swap_space": "4"}
 
 
 def value_of(settings: Settings, name: str) -> object:

@@ -104,7 +104,10 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_num_batched_tokens": 8}, r"max_num_batched_tokens = 8 must be at least max_num_seqs = 128"),
         ({"load_format": "gguf"}, r"load_format = 'gguf': input should be 'auto', 'safetensors' or 'dummy'"),
         ({"device": "cuda"}, r"device = 'cuda': only CPUs are computed on, no GPU"),
-        ({"tensor_parallel_size": 2}, r"tensor_parallel_size = 2: .* leave it at 1"),
+        (
+            {"tensor_parallel_size": 65},
+            r"tensor_parallel_size = 65: input should be less than or equal to 64",
+        ),
         ({"gpu_memory_utilization": 0.5}, r"gpu_memory_utilization = 0\.5: .* cache_max_entry_count"),
         ({"swap_space": 4}, r"swap_space = 4\.0: .* leave it at 0"),
         ({"cache_max_entry_count": 1}, r"cache_max_entry_count = 1: input should be less than 1"),

@@ -9,6 +9,7 @@ from tests.model.checkpoints import Checkpoints, prompt_of
 from tests.worker.driver import GREEDY, Front, worker_config
 from trioserve.core.sampling import SamplingParams, ThinkingBudget
 from trioserve.core.step import Admission, SlotWork, Speculation, StepPlan
+from trioserve.model.ranks import ALONE
 from trioserve.worker.drafts import Drafter, Price
 from trioserve.worker.load import load_runner
 from trioserve.worker.prices import measure_prices
@@ -262,8 +263,8 @@ def test_a_price_is_measured_for_every_number_of_sequences_with_which_guesses_ma
     assert 0 <= ready.max_drafting_seqs <= 4, "of 1 and 4 sequences, and those between"
     assert all(price.any >= 0 and 0.01 <= price.each <= 0.8 for price in runner.drafter.prices)
     short = worker_config(checkpoints.folder("llama"), max_model_len=52, speculation=speculation)
-    assert measure_prices(runner, runner.drafter, short, speculation, 1000) == []
-    assert measure_prices(runner, runner.drafter, config, speculation, 47) == []
+    assert measure_prices(runner, ALONE, short, speculation, 1000) == []
+    assert measure_prices(runner, ALONE, config, speculation, 47) == []
     prompt = prompt_of(20, seed=1)  # nothing is left behind that a sequence could stumble over
     front = Front(runner.run)
     front.admit(0, prompt)

@@ -22,47 +22,66 @@ def kinds(seed: int) -> list[SamplingParams]:
     ]
 
 
+class Requests:
+    """Eight prompts with parameters of four kinds."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.prompts = [
+            prompt_of(int(self.rng.integers(1, 60)), seed=100 * seed + number) for number in range(8)
+        ]
+        self.params = [kinds(seed + number)[number % 4] for number in range(8)]
+
+    def alone(self, front: Front) -> list[list[int]]:
+        """What each gets when nothing else runs."""
+        outputs = []
+        for prompt, one in zip(self.prompts, self.params, strict=True):
+            front.admit(0, prompt, one)
+            front.step(s0=len(prompt))
+            front.decode(NUM_TOKENS - 1, 0)
+            outputs.append(front.outputs[0])
+            front.release(0)
+        return outputs
+
+    def in_any_order(self, front: Front) -> list[list[int]]:
+        """What each gets among the others: chunks of any size, decodes between them, slots that change hands,
+        preemptions at any moment, guesses."""
+        rng, prompts = self.rng, self.prompts
+        waiting, running, tokens = list(range(8)), dict[int, int](), [list(prompt) for prompt in prompts]
+        while waiting or running:
+            for slot in set(range(8)) - set(running):
+                if waiting and rng.random() < 0.5:
+                    number = waiting.pop(int(rng.integers(len(waiting))))
+                    num_prompt_tokens = len(prompts[number])
+                    front.admit(
+                        slot, tokens[number], self.params[number], num_prompt_tokens=num_prompt_tokens
+                    )
+                    running[slot] = number
+            work = {}
+            for slot, number in running.items():
+                left = len(tokens[number]) - front.computed(slot)
+                if rng.random() < 0.7:
+                    work[f"s{slot}"] = int(rng.integers(1, left + 1))
+            for sample in front.step(**work):
+                tokens[running[sample.slot]].append(sample.token_id)
+            for slot, number in list(running.items()):
+                done = len(tokens[number]) - len(prompts[number]) >= NUM_TOKENS
+                if done or rng.random() < 0.1:
+                    front.release(slot)
+                    del running[slot]
+                    if not done:
+                        waiting.append(number)
+        return [tokens[number][len(prompts[number]) :][:NUM_TOKENS] for number in range(8)]
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral-sliding", "qwen3"])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("num_drafts", [0, 3])
 def test_any_schedule_gives_the_same_tokens(
     checkpoints: Checkpoints, name: str, seed: int, num_drafts: int
 ) -> None:
-    """Chunks of any size, decodes between them, slots that change hands, preemptions at any moment, guesses."""
-    rng = np.random.default_rng(seed)
-    front = Front.of(checkpoints.folder(name))
-    prompts = [prompt_of(int(rng.integers(1, 60)), seed=100 * seed + number) for number in range(8)]
-    params = [kinds(seed + number)[number % 4] for number in range(8)]
-    expected = []
-    for prompt, one in zip(prompts, params, strict=True):
-        front.admit(0, prompt, one)
-        front.step(s0=len(prompt))
-        front.decode(NUM_TOKENS - 1, 0)
-        expected.append(front.outputs[0])
-        front.release(0)
-
-    front = Front.of(checkpoints.folder(name), num_drafts=num_drafts)
-    waiting, running, tokens = list(range(8)), dict[int, int](), [list(prompt) for prompt in prompts]
-    while waiting or running:
-        for slot in set(range(8)) - set(running):
-            if waiting and rng.random() < 0.5:
-                number = waiting.pop(int(rng.integers(len(waiting))))
-                front.admit(slot, tokens[number], params[number], num_prompt_tokens=len(prompts[number]))
-                running[slot] = number
-        work = {}
-        for slot, number in running.items():
-            left = len(tokens[number]) - front.computed(slot)
-            if rng.random() < 0.7:
-                work[f"s{slot}"] = int(rng.integers(1, left + 1))
-        for sample in front.step(**work):
-            tokens[running[sample.slot]].append(sample.token_id)
-        for slot, number in list(running.items()):
-            done = len(tokens[number]) - len(prompts[number]) >= NUM_TOKENS
-            if done or rng.random() < 0.1:
-                front.release(slot)
-                del running[slot]
-                if not done:
-                    waiting.append(number)
-    outputs = [tokens[number][len(prompts[number]) :][:NUM_TOKENS] for number in range(8)]
-    assert outputs == expected
+    requests, folder = Requests(seed), checkpoints.folder(name)
+    expected = requests.alone(Front.of(folder))
+    front = Front.of(folder, num_drafts=num_drafts)
+    assert requests.in_any_order(front) == expected
     assert (front.num_guessed > 0) == (num_drafts > 0)

@@ -36,15 +36,17 @@ class Decoder:
         alone_work: int,
         isa: str,
         kv_format: str,
+        exchange: int = 0,
+        first_token: int = 0,
     ) -> Self: ...
     def set_layer(
         self,
         layer: int,
         *,
-        qkv_proj: Sequence[tuple[int, int]],
-        o_proj: Sequence[tuple[int, int]],
-        gate_up_proj: Sequence[tuple[int, int]],
-        down_proj: Sequence[tuple[int, int]],
+        qkv_proj: Sequence[tuple[int, int, int]],
+        o_proj: Sequence[tuple[int, int, int]],
+        gate_up_proj: Sequence[tuple[int, int, int]],
+        down_proj: Sequence[tuple[int, int, int]],
         formats: Mapping[str, str],
         sliding_window: int,
         rope_table: int,
@@ -54,7 +56,7 @@ class Decoder:
         self, layer: int, *, qkv_proj: int, o_proj: int, gate_up_proj: int, down_proj: int
     ) -> None: ...
     def set_head(
-        self, *, norm: int, norm_bias: int, lm_head: Sequence[tuple[int, int]], head_format: str
+        self, *, norm: int, norm_bias: int, lm_head: Sequence[tuple[int, int, int]], head_format: str
     ) -> None: ...
     def pack(self) -> None: ...
     def forward(

@@ -6,16 +6,21 @@ that one decoder reads whatever comes. What a step makes for each sequence is le
 nothing that it holds leads back to it. (vLLM calls StepPlan and StepResult SchedulerOutput and ModelRunnerOutput.)
 """
 
+from typing import Final
+
 from msgspec import Struct
 
 from trioserve.core.sampling import Grammar, SamplingParams
+
+MAX_GUESSES: Final = 16
+"""Tokens that may be guessed for a sequence in one step at most."""
 
 
 class Speculation(Struct, frozen=True, array_like=True):
     """How a rank guesses tokens: those that followed an earlier occurrence of a sequence's last ones."""
 
     num_tokens: int
-    """Guessed for a sequence in one step at most."""
+    """Guessed for a sequence in one step at most; up to MAX_GUESSES."""
     shortest: int
     """Last tokens that must have occurred before, at least 1."""
     longest: int
@@ -43,9 +48,10 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     num_blocks: int | None
     """KV blocks to allocate; None: as many as fit into ``kv_cache_bytes``."""
     kv_cache_bytes: int
-    """0: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most a share of the memory that is free."""
+    """Of all ranks together; 0: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most a share of the free
+    memory."""
     num_threads: int
-    """Threads for the arithmetic; 0: one per physical core this process may use."""
+    """Threads for the arithmetic of each rank; 0: one per physical core that is its share."""
     load_format: str = "auto"
     """"auto" reads safetensors; "dummy" makes seeded random weights."""
     seed: int = 0
@@ -69,6 +75,8 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     """"auto" keeps keys and values in the weights' type; "bfloat16", "int8" or "fp8"."""
     pin_threads: bool | None = None
     """Whether threads keep to a core each while a step runs; None: where they are as many as there are cores."""
+    meeting_fd: int = -1
+    """Memory without a name that all ranks have inherited, where they meet; -1 where there is one rank."""
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):
@@ -210,7 +218,8 @@ class StepResult(Struct, frozen=True, array_like=True, tag="result"):
 
 
 class GrammarRequest(Struct, frozen=True, array_like=True, tag="grammar"):
-    """Make a grammar ready, off the step loop: sequences that need it are admitted when it is."""
+    """Make a grammar ready, off the step loop: sequences that need it are admitted when it is. For rank 0 alone, which
+    chooses the tokens."""
 
     grammar: Grammar
     forgotten: list[bytes] = []

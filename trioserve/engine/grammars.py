@@ -1,4 +1,4 @@
-"""Which sequences may be planned: those whose grammar every rank has ready. Sync, no I/O."""
+"""Which sequences may be planned: those whose grammar the ranks have ready. Sync, no I/O."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -75,7 +75,7 @@ class GrammarGate:
         return GrammarRequest(entry.grammar, forgotten)
 
     def answered(self, answer: GrammarReady) -> list[Sequence]:
-        """Take in what all ranks said; returns the sequences that it means the go-ahead for, or the end."""
+        """Take in what the ranks said; returns the sequences that it means the go-ahead for, or the end."""
         self._unanswered.pop(answer.key, None)
         entry = self._entries.get(answer.key)
         if entry is None or entry.is_ready or answer.key in self._wanted:

@@ -11,7 +11,7 @@ import trio
 from trioserve.core.step import LoadProgress, Speculation, WorkerConfig, WorkerReady
 from trioserve.engine.checkpoint import ModelFolder
 from trioserve.engine.lifecycle import Lifecycle
-from trioserve.executor.executor import Executor, run_ranks
+from trioserve.executor.executor import Executor, close_ranks, run_ranks
 from trioserve.executor.rank import Rank, launch_ranks
 from trioserve.grammars.registry import backend_named
 from trioserve.settings import Settings, SpeculativeConfig
@@ -36,7 +36,11 @@ class Works:
         """That nobody runs yet."""
 
     def launch(self) -> None:
-        """Let the next set of ranks load."""
+        """Let the next set of ranks load.
+
+        Raises:
+            SettingsError: There are more of them than CPUs.
+        """
         self._launched = launch_ranks(worker_config(self._settings, self._model))
 
     @asynccontextmanager
@@ -54,12 +58,11 @@ class Works:
     async def aclose(self) -> None:
         """End ranks that were launched and never run."""
         launched, self._launched = self._launched, []
-        for rank in launched:
-            await rank.aclose()
+        await close_ranks(launched)
 
 
 def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
-    """The first frame for rank 0."""
+    """The first frame for every rank, but for what tells them apart."""
     return WorkerConfig(
         model_path=str(model.path),
         device=settings.device,

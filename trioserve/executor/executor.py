@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 import trio
+from msgspec import structs
 
 from trioserve.core.frames import encode_frame
 from trioserve.core.step import (
@@ -16,7 +17,7 @@ from trioserve.core.step import (
     StepResult,
     WorkerReady,
 )
-from trioserve.errors import EngineError, WireError, WorkerStalled
+from trioserve.errors import EngineError, ModelError, WireError, WorkerStalled
 from trioserve.executor.rank import Rank
 
 
@@ -33,10 +34,10 @@ class Executor(Protocol):
         """Wait for the next plan's result, in the order of plans."""
 
     async def submit_grammar(self, request: GrammarRequest) -> None:
-        """Have every rank make a grammar ready, beside the steps; returns when the request lies in their sockets."""
+        """Have a grammar made ready, beside the steps; returns when the request lies in the rank's socket."""
 
     async def grammar_ready(self) -> GrammarReady:
-        """Wait for the next grammar that every rank has ready, or that one of them cannot use.
+        """Wait for the next grammar that is ready, or cannot be used.
 
         Results must be waited for at the same time.
         """
@@ -51,9 +52,6 @@ class ProcessExecutor:
     def __init__(self, ranks: list[Rank], ready: WorkerReady) -> None:
         self.ready = ready
         self._ranks = ranks
-        self._answers: dict[
-            bytes, dict[int, GrammarReady]
-        ] = {}  # by key and rank, until every rank has answered
         self._answered, self._grammars = trio.open_memory_channel[GrammarReady](math.inf)
 
     async def submit(self, plan: StepPlan) -> None:
@@ -61,11 +59,13 @@ class ProcessExecutor:
 
         A plan that is half sent would leave the ranks out of step. Whoever cancels this must end the ranks too.
         """
-        await self._send(encode_frame(plan))
+        frame = encode_frame(plan)
+        for rank in self._ranks:
+            await rank.send_bytes(frame)
 
     async def submit_grammar(self, request: GrammarRequest) -> None:
-        """Send the same bytes to every rank; not while a plan is being sent."""
-        await self._send(encode_frame(request))
+        """Send it to rank 0, which chooses the tokens; not while a plan is being sent."""
+        await self._ranks[0].send_bytes(encode_frame(request))
 
     async def result(self) -> StepResult:
         """Rank 0's next result.
@@ -79,38 +79,24 @@ class ProcessExecutor:
                 return message
             if not isinstance(message, GrammarReady):
                 raise WireError(f"rank 0 sent {type(message).__name__} instead of a result")
-            self._take_answer(0, message)
+            self._answered.send_nowait(message)
 
     async def grammar_ready(self) -> GrammarReady:
         return await self._grammars.receive()
 
-    async def watch(self, rank: Rank) -> None:
-        """Ranks other than 0 speak of grammars, and say nothing else unless they fail.
+    @staticmethod
+    async def watch(rank: Rank) -> None:
+        """Ranks other than 0 say nothing unless they fail.
 
         Raises:
-            EngineError: The rank is gone, failed, or says something else.
+            EngineError: The rank is gone, failed, or says something.
         """
-        while True:
-            message = await rank.receive()
-            if not isinstance(message, GrammarReady):
-                raise EngineError(f"rank {rank.tp_rank} sent {type(message).__name__} unasked")
-            self._take_answer(rank.tp_rank, message)
+        message = await rank.receive()
+        raise EngineError(f"rank {rank.tp_rank} sent {type(message).__name__} unasked")
 
     def write_stacks(self) -> None:
         for rank in self._ranks:
             rank.write_stacks()
-
-    async def _send(self, frame: bytes) -> None:
-        for rank in self._ranks:
-            await rank.send_bytes(frame)
-
-    def _take_answer(self, tp_rank: int, answer: GrammarReady) -> None:
-        """When all have answered, one with an error speaks for all, if there is one."""
-        answers = self._answers.setdefault(answer.key, {})
-        answers[tp_rank] = answer
-        if len(answers) == len(self._ranks):
-            self._answered.send_nowait(max(answers.values(), key=lambda each: each.error))
-            del self._answers[answer.key]
 
 
 @asynccontextmanager
@@ -133,21 +119,63 @@ async def run_ranks(
                 nursery.start_soon(executor.watch, rank)
             yield executor
             nursery.cancel_scope.cancel()
+    except BaseException:
+        if len(ranks) > 1:  # where one is gone the others wait for it
+            for rank in ranks:
+                rank.kill()
+        raise
     finally:
-        for rank in ranks:
-            await rank.aclose()
+        await close_ranks(ranks)
+
+
+async def close_ranks(ranks: list[Rank]) -> None:
+    """Close all at once."""
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            for rank in ranks:
+                nursery.start_soon(rank.aclose)
 
 
 async def _wait_loaded(
     ranks: list[Rank], timeout_s: float, on_progress: Callable[[LoadProgress], None]
 ) -> WorkerReady:
-    """Wait until every rank has loaded; rank 0 speaks of progress for all."""
+    """Wait until every rank has loaded, or one of them has failed; rank 0 speaks of progress for all."""
+    readies: list[WorkerReady] = []
+
+    async def wait(rank: Rank) -> None:
+        readies.append(await _wait_ready(rank, on_progress))
+
     try:
         with trio.fail_after(timeout_s):
-            readies = [await _wait_ready(rank, on_progress) for rank in ranks]
+            async with trio.open_nursery() as nursery:
+                for rank in ranks:
+                    nursery.start_soon(wait, rank)
     except trio.TooSlowError as exc:
         raise WorkerStalled(f"the ranks were not ready after {timeout_s:g} s") from exc
-    return min(readies, key=lambda ready: ready.num_blocks)
+    except BaseExceptionGroup as group:
+        # all ranks may have found the same fault, and one that died may have made others fail
+        failures, others = group.split((EngineError, ModelError))
+        if failures is None or others is not None:
+            raise
+        raise _first(failures) from None
+    return _together(readies)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    failure = group.exceptions[0]
+    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
+
+
+def _together(readies: list[WorkerReady]) -> WorkerReady:
+    """What all ranks are, where they share a model: as rank 0 is, with the memory of all."""
+    first = min(readies, key=lambda ready: ready.tp_rank)
+    return structs.replace(
+        first,
+        num_blocks=min(ready.num_blocks for ready in readies),
+        load_s=max(ready.load_s for ready in readies),
+        kv_cache_bytes=sum(ready.kv_cache_bytes for ready in readies),
+        weights_bytes=sum(ready.weights_bytes for ready in readies),
+    )
 
 
 async def _wait_ready(rank: Rank, on_progress: Callable[[LoadProgress], None]) -> WorkerReady:

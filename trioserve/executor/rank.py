@@ -8,7 +8,7 @@ import msgspec
 from trioserve.children import Child, SocketClosed
 from trioserve.core.frames import encode_frame
 from trioserve.core.step import FromWorker, WorkerConfig, WorkerError
-from trioserve.errors import ModelError, WorkerDied, WorkerFailed
+from trioserve.errors import ModelError, SettingsError, WorkerDied, WorkerFailed
 from trioserve.settings import SECRET_VARIABLES
 
 
@@ -20,7 +20,11 @@ class Rank:
         self.tp_rank = config.tp_rank
         env = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
         self._child: Child[FromWorker] = Child(
-            "trioserve.worker", FromWorker, env=env, first_frame=encode_frame(config)
+            "trioserve.worker",
+            FromWorker,
+            env=env,
+            first_frame=encode_frame(config),
+            inherited_fds=[config.meeting_fd] if config.meeting_fd >= 0 else [],
         )
 
     @property
@@ -63,11 +67,38 @@ class Rank:
         """Have the process write the stacks of its threads to its standard error."""
         self._child.send_signal(signal.SIGQUIT)
 
+    def kill(self) -> None:
+        """End the process at once, whatever it waits for."""
+        self._child.send_signal(signal.SIGKILL)
+
     async def aclose(self) -> None:
         """Close the socket, which ends the process; kill it if it has not ended within a second."""
         await self._child.aclose()
 
 
 def launch_ranks(config: WorkerConfig) -> list[Rank]:
-    """Start all ranks, which load at once; whoever runs them must close them."""
-    return [Rank(msgspec.structs.replace(config, tp_rank=tp_rank)) for tp_rank in range(config.tp_size)]
+    """Start all ranks, which load at once; whoever runs them must close them.
+
+    Several meet in memory that has no name, so nobody else can. Rank 0 chooses the tokens, so it alone is told of what
+    grammars need.
+
+    Raises:
+        SettingsError: They are more than CPUs.
+    """
+    if config.tp_size == 1:
+        return [Rank(config)]
+    num_cpus = len(os.sched_getaffinity(0))
+    if config.tp_size > num_cpus:
+        raise SettingsError(
+            f"tensor_parallel_size = {config.tp_size}: each rank needs a core, and there are {num_cpus} CPUs; lower it"
+        )
+    meeting_fd = os.memfd_create("trioserve-ranks")
+    config = msgspec.structs.replace(config, meeting_fd=meeting_fd)
+    follower = msgspec.structs.replace(config, tokenizer_path="", grammar_backend="")
+    try:
+        return [
+            Rank(msgspec.structs.replace(follower if tp_rank else config, tp_rank=tp_rank))
+            for tp_rank in range(config.tp_size)
+        ]
+    finally:
+        os.close(meeting_fd)

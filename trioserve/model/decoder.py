@@ -6,6 +6,7 @@ from typing import Final, cast
 import torch
 from torch import Tensor, nn
 
+from trioserve._speedups.exchange import Exchange
 from trioserve.kernels.activation import activation_mul
 from trioserve.kernels.attention import paged_attention
 from trioserve.kernels.rope import apply_rope
@@ -29,6 +30,7 @@ from trioserve.model.native import (
     obstacle,
     refuse_quantization,
 )
+from trioserve.model.parts import WHOLE, Part
 from trioserve.model.progress import Progress, unseen
 from trioserve.model.rope import rope_table
 
@@ -39,11 +41,10 @@ _PACKED_AT_ONCE_BYTES: Final = 1 << 30
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions over the paged cache."""
 
-    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype, part: Part) -> None:
         super().__init__()
         self._config = config
         self._sliding_window = config.sliding_windows[layer]
-        self._sizes = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size,
             config.head_dim,
@@ -51,9 +52,14 @@ class Attention(nn.Module):
             config.num_kv_heads,
             bias=config.qkv_bias,
             dtype=dtype,
+            part=part,
         )
         self.o_proj = RowParallelLinear(
-            config.num_heads * config.head_dim, config.hidden_size, bias=config.o_bias, dtype=dtype
+            config.num_heads * config.head_dim,
+            config.hidden_size,
+            bias=config.o_bias,
+            dtype=dtype,
+            part=part,
         )
         self.q_norm = self._head_norm(config.num_heads, dtype)
         self.k_norm = self._head_norm(config.num_kv_heads, dtype)
@@ -73,7 +79,7 @@ class Attention(nn.Module):
             table: Of rotations; None: heads are not rotated.
         """
         heads = self.qkv_proj(x).view(x.shape[0], -1, self._config.head_dim)
-        q, k, v = heads.split(self._sizes, dim=1)
+        q, k, v = heads.split(self.qkv_proj.num_heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
         if table is not None:
@@ -103,15 +109,15 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Gated: down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, part: Part) -> None:
         super().__init__()
         self._activation = config.activation
         sizes = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
         self.gate_up_proj = MergedColumnParallelLinear(
-            config.hidden_size, sizes, bias=config.mlp_bias, dtype=dtype
+            config.hidden_size, sizes, bias=config.mlp_bias, dtype=dtype, part=part
         )
         self.down_proj = RowParallelLinear(
-            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, dtype=dtype, part=part
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,12 +129,12 @@ class MLP(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and MLP, each between two norms or fewer, each added to the residual."""
 
-    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype, part: Part) -> None:
         super().__init__()
         self._config = config
         self._residual_scale = config.scales.residual
-        self.self_attn = Attention(config, layer, dtype)
-        self.mlp = MLP(config, dtype)
+        self.self_attn = Attention(config, layer, dtype, part)
+        self.mlp = MLP(config, dtype, part)
         norm = config.norm
         for name in {norm.before_attention, norm.after_attention, norm.before_mlp, norm.after_mlp} - {None}:
             assert name is not None, "a norm that is there has a name"
@@ -193,11 +199,11 @@ class DecoderLayer(nn.Module):
 class DecoderModel(nn.Module):
     """Embedding, layers and the last norm; the name ``model`` of the checkpoints."""
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype, num_positions: int) -> None:
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, num_positions: int, part: Part) -> None:
         super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, dtype)
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, dtype, part)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, dtype) for layer in range(config.num_hidden_layers)
+            DecoderLayer(config, layer, dtype, part) for layer in range(config.num_hidden_layers)
         )
         self.norm = Norm(config.hidden_size, config.norm, config.rms_norm_eps, dtype)
         self.rope_table = rope_table(config.rope, config.head_dim, num_positions)
@@ -234,14 +240,18 @@ class DecoderModel(nn.Module):
 class Decoder(nn.Module):
     """A causal language model whose family is data; parameters bear the checkpoints' names, merged ones aside."""
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype, num_positions: int) -> None:
-        """Allocate, unfilled; sequences may reach ``num_positions`` tokens."""
+    def __init__(
+        self, config: DecoderConfig, dtype: torch.dtype, num_positions: int, part: Part = WHOLE
+    ) -> None:
+        """Allocate ``part`` of it, unfilled; sequences may reach ``num_positions`` tokens."""
         super().__init__()
         self.config = config
+        """Of the whole model."""
+        self.part = part
         self.dtype = dtype
         self._native: NativeDecoder | None = None
-        self.model = DecoderModel(config, dtype, num_positions)
-        self.lm_head = ParallelLMHead(config.hidden_size, config.vocab_size, dtype)
+        self.model = DecoderModel(config, dtype, num_positions, part)
+        self.lm_head = ParallelLMHead(config.hidden_size, config.vocab_size, dtype, part)
         if config.tie_word_embeddings:
             self.lm_head.tie(self.model.embed_tokens)
 
@@ -252,6 +262,7 @@ class Decoder(nn.Module):
         progress: Progress = unseen,
         *,
         layout: CacheLayout | None = None,
+        exchange: Exchange | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> str:
         """Bring the weights into the form in which they are multiplied; they can be neither loaded nor read after.
@@ -261,6 +272,7 @@ class Decoder(nn.Module):
             quantization: What the weights of native layers are brought to.
             progress: Told of what was borrowed, as it is packed.
             layout: What the KV cache will hold; None: numbers of the weights' type, as torch's layers need them.
+            exchange: Where native layers meet those of the other ranks; None: there are no others.
             meanwhile: Called once, just before weights are packed, to start what needs the interpreter's lock for long.
         Returns:
             What computes the steps from now on, such as "native avx512, 2 threads"; or torch's layers, and why.
@@ -279,6 +291,8 @@ class Decoder(nn.Module):
                 num_positions=len(self.model.rope_table),
                 quantization=quantization,
                 layout=layout or CacheLayout("bfloat16", self.config.head_dim),
+                part=self.part,
+                exchange=exchange,
             )
             self._fill(packed, _Added(packed, self.modules(), progress, meanwhile))
             self._native = packed
@@ -287,7 +301,8 @@ class Decoder(nn.Module):
         for layer in self.modules():
             if isinstance(layer, Linear):
                 layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
-        return f"torch layers: {why}"
+        shared = "" if self.part.tp_size == 1 else f" in each of {self.part.tp_size} ranks over Gloo"
+        return f"torch layers{shared}: {why}"
 
     @property
     def packed_bytes(self) -> int | None:

@@ -1,9 +1,11 @@
 """Layers that hold weights, by the names that tensor parallelism gives them.
 
 Each knows how a checkpoint's tensors fill its parameters: ``weight_loader(parameter, loaded, shard)`` is the one door,
-so that a layer split over ranks changes here and nowhere else. Matrices that will be packed need not be copied first:
-they may be borrowed, which is to say read where they lie in the mapped file.
+and ``cuts`` says which part of them is this rank's. Sizes are those of the whole model, parameters are the part. What
+will be packed need not be copied first: it may be borrowed, which is to say read where it lies in the mapped file.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from trioserve.errors import ModelError
 from trioserve.kernels.linear import pack_weight, packed_linear
 from trioserve.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_ref
 from trioserve.model.families import NormConfig
+from trioserve.model.parts import WHOLE, Cut, Part
 
 
 class WeightedLayer(nn.Module):
@@ -23,8 +26,10 @@ class WeightedLayer(nn.Module):
     is_packed = False
     """Whether its matrix is packed when all is loaded, and the rows of it are not needed after."""
 
-    def __init__(self) -> None:
+    def __init__(self, cuts: Mapping[str | None, Cut] | None = None) -> None:
+        """``cuts``: what of a checkpoint's tensors is here, by shard, the key None where it is its own; None: all."""
         super().__init__()
+        self.cuts = dict(cuts or {})
         self._borrowed: dict[str | None, Tensor] = {}
         """By shard."""
 
@@ -38,20 +43,37 @@ class WeightedLayer(nn.Module):
         Raises:
             ModelError: The shapes differ; names both.
         """
+        shape = self.full_shape(parameter.data, shard)
+        if shape != list(loaded.shape):
+            raise ModelError(f"has shape {list(loaded.shape)}, the config says {shape}")
+        if shard is None and self.shards:
+            sizes = [self.cuts[each].size for each in self.shards]
+            for each, rows in zip(self.shards, torch.split(loaded, sizes), strict=True):
+                self.weight_loader(parameter, rows, each)
+            return False
         target = self._rows(parameter.data, shard)
-        if target.shape != loaded.shape:
-            raise ModelError(f"has shape {list(loaded.shape)}, the config says {list(target.shape)}")
-        borrows = may_borrow and self.is_packed and loaded.dim() == 2 and loaded.dtype == target.dtype
+        part = self.cuts[shard].of(loaded) if shard in self.cuts else loaded
+        borrows = may_borrow and self.is_packed and part.dim() == 2 and part.dtype == target.dtype
         if borrows:
-            self._borrowed[shard] = loaded
+            self._borrowed[shard] = part
         else:
-            target.copy_(loaded)
+            target.copy_(part)
         return borrows
 
+    def full_shape(self, data: Tensor, shard: str | None) -> list[int]:
+        """What a checkpoint holds for ``shard`` of a parameter, None: for all of it; ``data`` is this rank's part."""
+        if shard is None and self.shards:
+            return [sum(self.cuts[each].size for each in self.shards), *data.shape[1:]]
+        rows = self._rows(data, shard)
+        return self.cuts[shard].full_shape(rows) if shard in self.cuts else list(rows.shape)
+
     def _rows(self, data: Tensor, shard: str | None) -> Tensor:
-        """The rows of ``shard``, None: all."""
-        assert shard is None, "nothing is merged into this layer"
-        return data
+        """The rows of ``shard`` that are here, None: all."""
+        if shard is None:
+            return data
+        lengths = {each: self.cuts[each].length for each in self.shards}
+        start = sum(lengths[each] for each in self.shards[: self.shards.index(shard)])
+        return data[start : start + lengths[shard]]
 
 
 class Norm(WeightedLayer):
@@ -88,20 +110,31 @@ class Norm(WeightedLayer):
 
 
 class Linear(WeightedLayer):
-    """[num_tokens, in_size] -> [num_tokens, out_size]."""
+    """[num_tokens, in_size] -> [num_tokens, out_size], which are the sizes of this rank's part."""
 
     is_packed = True
 
-    def __init__(self, in_size: int, out_size: int, *, bias: bool, dtype: torch.dtype) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        cuts: Mapping[str | None, Cut] | None = None,
+    ) -> None:
+        super().__init__(cuts)
         self.weight = _parameter(out_size, in_size, dtype=dtype)
         self.bias = _parameter(out_size, dtype=dtype) if bias else None
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._product(x, self.bias)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._packed is None:
-            return linear(x, self.weight, self.bias)
-        return packed_linear(x, self._packed, self.bias)
+            return linear(x, self.weight, bias)
+        return packed_linear(x, self._packed, bias)
 
     def pack(self, *, keep_weight: bool = False) -> None:
         """Bring the weight into the form that is multiplied fastest, and free the other; does nothing without one."""
@@ -131,30 +164,47 @@ class Linear(WeightedLayer):
 
 
 class ColumnParallelLinear(Linear):
-    """Output features are what ranks would share out."""
+    """Output features are shared out: each rank computes those of its cuts, one matrix below the other."""
+
+    def __init__(
+        self, in_size: int, cuts: Mapping[str | None, Cut], *, bias: bool, dtype: torch.dtype
+    ) -> None:
+        out_size = sum(cut.length for cut in cuts.values())
+        super().__init__(in_size, out_size, bias=bias, dtype=dtype, cuts=cuts)
 
 
 class RowParallelLinear(Linear):
-    """Input features are what ranks would share out; their outputs are summed."""
+    """Input features are shared out; the ranks' outputs are summed, and the bias is added once."""
+
+    def __init__(
+        self, in_size: int, out_size: int, *, bias: bool, dtype: torch.dtype, part: Part = WHOLE
+    ) -> None:
+        cut = part.even(in_size, dim=1)
+        super().__init__(cut.length, out_size, bias=bias, dtype=dtype, cuts={None: cut})
+        self._sums = part.sums
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._sums is None:
+            return self._product(x, self.bias)
+        total = self._sums.sum(self._product(x, None))
+        return total if self.bias is None else total + self.bias
 
 
 class MergedColumnParallelLinear(ColumnParallelLinear):
-    """Several projections of one input in one matrix, such as gate_proj and up_proj."""
+    """Several projections of one input in one matrix, such as gate_proj and up_proj; each is shared out evenly."""
 
-    def __init__(self, in_size: int, sizes: dict[str, int], *, bias: bool, dtype: torch.dtype) -> None:
-        super().__init__(in_size, sum(sizes.values()), bias=bias, dtype=dtype)
+    def __init__(
+        self, in_size: int, sizes: dict[str, int], *, bias: bool, dtype: torch.dtype, part: Part = WHOLE
+    ) -> None:
+        cuts: dict[str | None, Cut] = {name: part.even(size, dim=0) for name, size in sizes.items()}
+        super().__init__(in_size, cuts, bias=bias, dtype=dtype)
         self.shards = tuple(sizes)
-        self._sizes = sizes
-
-    def _rows(self, data: Tensor, shard: str | None) -> Tensor:
-        if shard is None:
-            return data
-        start = sum(self._sizes[name] for name in self.shards[: self.shards.index(shard)])
-        return data[start : start + self._sizes[shard]]
 
 
-class QKVParallelLinear(MergedColumnParallelLinear):
-    """q_proj, k_proj and v_proj in one matrix, shared out by heads."""
+class QKVParallelLinear(ColumnParallelLinear):
+    """q_proj, k_proj and v_proj in one matrix, shared out by heads; of few KV heads several ranks hold the same."""
+
+    shards = ("q_proj", "k_proj", "v_proj")
 
     def __init__(
         self,
@@ -165,28 +215,47 @@ class QKVParallelLinear(MergedColumnParallelLinear):
         *,
         bias: bool,
         dtype: torch.dtype,
+        part: Part = WHOLE,
     ) -> None:
-        kv_size = num_kv_heads * head_dim
-        sizes = {"q_proj": num_heads * head_dim, "k_proj": kv_size, "v_proj": kv_size}
-        super().__init__(hidden_size, sizes, bias=bias, dtype=dtype)
+        counts = (num_heads, num_kv_heads, num_kv_heads)
+        cuts: dict[str | None, Cut] = {
+            name: part.heads(count, head_dim) for name, count in zip(self.shards, counts, strict=True)
+        }
+        super().__init__(hidden_size, cuts, bias=bias, dtype=dtype)
+        self.num_heads = [cut.length // head_dim for cut in cuts.values()]
+        """Of q, k and v, on this rank."""
 
 
 class VocabParallelEmbedding(WeightedLayer):
-    """Token ids to vectors; the vocabulary is what ranks would share out."""
+    """Token ids to vectors; the vocabulary is shared out, and who has a token gives its vector to the others."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = _parameter(vocab_size, hidden_size, dtype=dtype)
+    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype, part: Part = WHOLE) -> None:
+        cut = part.tokens(vocab_size)
+        super().__init__({None: cut})
+        self.weight = _parameter(cut.length, hidden_size, dtype=dtype)
+        self._first, self._end, self._sums = cut.start, cut.end, part.sums
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return embedding(token_ids, self.weight)
+        if self._sums is None:
+            return embedding(token_ids, self.weight)
+        is_here = (token_ids >= self._first) & (token_ids < self._end)
+        vectors = embedding((token_ids - self._first).where(is_here, 0), self.weight)
+        return self._sums.sum(vectors.where(is_here[:, None], 0))
 
 
 class ParallelLMHead(ColumnParallelLinear):
-    """Hidden states to logits."""
+    """Hidden states to logits; the vocabulary is shared out, and every rank gets all logits."""
 
-    def __init__(self, hidden_size: int, vocab_size: int, dtype: torch.dtype) -> None:
-        super().__init__(hidden_size, vocab_size, bias=False, dtype=dtype)
+    def __init__(self, hidden_size: int, vocab_size: int, dtype: torch.dtype, part: Part = WHOLE) -> None:
+        super().__init__(hidden_size, {None: part.tokens(vocab_size)}, bias=False, dtype=dtype)
+        self._sums = part.sums
+        self._sizes = [
+            Part(tp_rank, part.tp_size).tokens(vocab_size).length for tp_rank in range(part.tp_size)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = self._product(x, self.bias)
+        return columns if self._sums is None else self._sums.join(columns, self._sizes)
 
     def tie(self, embed_tokens: VocabParallelEmbedding) -> None:
         """Share the matrix of the embedding."""

@@ -97,18 +97,28 @@ def load_weights(
 
 
 def dummy_weights(model: Decoder, seed: int, progress: Progress = unseen) -> None:
-    """Fill ``model`` with noise that depends on ``seed`` alone; norms are one, biases small."""
+    """Fill ``model`` with noise that depends on ``seed``, not on the part that is here; norms are one, biases small."""
     generator = torch.Generator().manual_seed(seed)
     total, loaded = sum(parameter.nbytes for parameter in model.parameters()), 0
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             parameter.data.fill_(1.0 - model.config.norm.offset)
         else:
-            # the standard deviation of an untrained checkpoint, drawn evenly: a tenth of the time of a normal draw
-            bound = 0.02 * math.sqrt(3.0)
-            parameter.data.uniform_(-bound, bound, generator=generator)
+            _fill_with_noise(model.get_submodule(name.rpartition(".")[0]), parameter, generator)
         loaded += parameter.nbytes
         progress(loaded, total)
+
+
+def _fill_with_noise(layer: nn.Module, parameter: nn.Parameter, generator: torch.Generator) -> None:
+    assert isinstance(layer, WeightedLayer), "a parameter belongs to a layer that knows its part"
+    shape = layer.full_shape(parameter.data, None)
+    is_whole = shape == list(parameter.shape)
+    noise = parameter.data if is_whole else torch.empty(shape, dtype=parameter.dtype)
+    # the standard deviation of an untrained checkpoint, drawn evenly: a tenth of the time of a normal draw
+    bound = 0.02 * math.sqrt(3.0)
+    noise.uniform_(-bound, bound, generator=generator)
+    if not is_whole:
+        layer.weight_loader(parameter, noise, None)
 
 
 def checkpoint_targets(model: nn.Module) -> dict[str, _Target]:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from trioserve._speedups import decoder as native
+from trioserve._speedups.exchange import COMMON_OFFSET, Exchange
 from trioserve.errors import ModelError
 from trioserve.kernels.shapes import ShapeError, Shapes
 from trioserve.model.batch import CacheLayout, ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.layers import Linear, Norm
+from trioserve.model.parts import Part
 
 Quantization = Literal["none", "int8", "int4"]
 """What weights are brought to at load."""
@@ -136,6 +138,23 @@ class Spare:
         return torch.frombuffer(self._memory, dtype=torch.float32, count=count).view(num_rows, num_columns)
 
 
+class Common:
+    """Memory for large tensors that all ranks write into together, one after the other."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._fd = exchange.fd
+        self._memory: mmap.mmap | None = None
+
+    def empty(self, num_rows: int, num_columns: int) -> Tensor:
+        """A float32 tensor, the same memory in every rank; of use until the next one."""
+        count = num_rows * num_columns
+        if count == 0:
+            return torch.empty(num_rows, num_columns)
+        if self._memory is None or len(self._memory) < count * 4:
+            self._memory = mmap.mmap(self._fd, count * 4, offset=COMMON_OFFSET)
+        return torch.frombuffer(self._memory, dtype=torch.float32, count=count).view(num_rows, num_columns)
+
+
 class NativeDecoder:
     """A decoder whose weights are packed for one instruction set; runs one step at a time."""
 
@@ -149,24 +168,32 @@ class NativeDecoder:
         num_positions: int,
         quantization: Quantization,
         layout: CacheLayout,
+        part: Part,
+        exchange: Exchange | None,
     ) -> None:
         """Begin one; ``add_layer`` for each layer, ``add_head`` and ``pack`` complete it.
+
+        Where ranks share the model, ``exchange`` is how they meet: in every layer after attention and after the MLP, to
+        add up; before the first, for embeddings; and for logits, which every rank then has.
 
         Its KV cache is laid out as ``_speedups/kv_cache.h`` says, with the numbers or codes that ``layout`` names.
 
         Shapes:
-            embeddings: [vocab_size, hidden_size] bfloat16, read by every step; None: the head's matrix, packed
+            embeddings: [tokens of the part, hidden_size] bfloat16, read by every step; None: the head's matrix, packed
             rope_tables: of each layer [num_positions, 2, num_pairs] float32, read by every step; None: it has none
         """
         assert all(table is None or table.is_contiguous() for table in rope_tables), (
             "a table is not contiguous"
         )
         assert embeddings is None or embeddings.is_contiguous(), "the embeddings are not contiguous"
+        assert (exchange is None) == (part.tp_size == 1), "ranks that share a model meet"
+        config = part.shape(config)
         self._config = config
         self._quantization: Quantization = quantization
         self._embeddings, self._rope_tables = embeddings, rope_tables
         self._layout = layout
-        self._spare = Spare()
+        self._exchange = exchange
+        self._spare = Spare() if exchange is None else Common(exchange)
         self._caches: tuple[LayerCache, ...] = ()
         """Those of the last step, kept so that they are known again."""
         self._k_caches: list[int] = []
@@ -195,6 +222,8 @@ class NativeDecoder:
             alone_work=crew.alone_work,
             isa=crew.isa,
             kv_format=layout.name,
+            exchange=0 if exchange is None else exchange.address,
+            first_token=part.tokens(config.vocab_size).start,
         )
 
     @property
@@ -202,7 +231,8 @@ class NativeDecoder:
         """Such as "native avx512, 2 threads" or "native avx512 int8, 2 threads"."""
         count = self._decoder.num_threads
         form = "" if self._quantization == "none" else f" {self._quantization}"
-        return f"native {self._decoder.isa}{form}, {count} thread{'s' if count > 1 else ''}"
+        own = f"native {self._decoder.isa}{form}, {count} thread{'s' if count > 1 else ''}"
+        return own if self._exchange is None else f"{own} in each of {self._exchange.tp_size} ranks"
 
     @property
     def num_bytes(self) -> int:
@@ -298,7 +328,8 @@ class NativeDecoder:
         return cache.data_ptr()
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[num_samples, hidden_size] -> [num_samples, vocab_size] float32."""
+        """[num_samples, hidden_size] -> [num_samples, vocab_size] float32; of use until the next call where ranks share
+        the model."""
         Shapes(hidden=(hidden, "num_samples hidden_size")).expect("hidden_size", self._config.hidden_size)
         hidden = hidden.contiguous()
         logits = self._spare.empty(len(hidden), self._config.vocab_size)
@@ -333,11 +364,11 @@ def _tables(batch: ForwardBatch) -> dict[str, Tensor | None]:
     return tables
 
 
-def _pieces(linear: Linear) -> list[tuple[int, int]]:
-    """Address and number of rows of each piece of a weight; the caller keeps them alive."""
+def _pieces(linear: Linear) -> list[tuple[int, int, int]]:
+    """Address, number of rows and their stride of each piece of a weight; the caller keeps them alive."""
     pieces = linear.pieces()
-    assert all(piece.is_contiguous() for piece in pieces), "a weight is not contiguous"
-    return [(piece.data_ptr(), len(piece)) for piece in pieces]
+    assert all(piece.stride(1) == 1 for piece in pieces), "a row of a weight is not contiguous"
+    return [(piece.data_ptr(), len(piece), piece.stride(0)) for piece in pieces]
 
 
 def _wide(numbers: Tensor | None) -> Tensor | None:

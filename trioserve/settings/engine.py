@@ -61,8 +61,9 @@ class EngineSettings(SettingsGroup):
 
     device: Literal["cpu"] = "cpu"
     """What the ranks compute on; auto is cpu too."""
-    tensor_parallel_size: Count = 1
-    """Ranks that share a model's layers. On a CPU one rank uses all cores: 1."""
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
+    """Ranks that share a model's layers, its KV cache and the cores. One rank uses all cores of a CPU, so more of them
+    gain where memory is in several parts (NUMA) and cost elsewhere."""
     max_num_seqs: Count = Field(default=128, le=4096)
     """Sequences that run at a time."""
     max_num_batched_tokens: Count = Field(default=512, le=1 << 20)
@@ -98,7 +99,7 @@ class EngineSettings(SettingsGroup):
     """Whether prompts share the KV blocks of equal beginnings."""
     num_threads: int = Field(default=0, ge=0, le=1024)
     """Threads a rank computes with, at most as many as can run at once; 0: one per physical core, as far as the quota
-    of the control group goes."""
+    of the control group goes, or its share of these where there are several ranks."""
     pin_threads: bool | None = None
     """Whether each thread keeps to a core of its own while a step runs. By default it does where there are as many
     threads as physical cores."""
@@ -151,11 +152,6 @@ class EngineSettings(SettingsGroup):
 
     @model_validator(mode="after")
     def _check_cpu(self) -> Self:
-        if self.tensor_parallel_size > 1:
-            raise ValueError(
-                f"tensor_parallel_size = {self.tensor_parallel_size}: a model is shared by GPUs only, and one rank "
-                "computes on all cores of a CPU; leave it at 1"
-            )
         if self.gpu_memory_utilization != _GPU_MEMORY_UTILIZATION:
             raise ValueError(
                 f"gpu_memory_utilization = {self.gpu_memory_utilization}: there is no GPU here; give the KV cache its "

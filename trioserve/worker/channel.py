@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 from trioserve.core.frames import FrameReader, encode_frame
@@ -36,6 +37,12 @@ class Channel:
                 return None
             self._ready.extend(self._reader.feed(data))
         return self._ready.popleft()
+
+    def wait_closed(self) -> None:
+        """Wait until the front has closed, whatever it still sends."""
+        with suppress(OSError):
+            while self._socket.recv(_RECEIVE_BYTES):
+                pass
 
     def send(self, message: FromWorker) -> None:
         """Send ``message`` whole.

@@ -10,6 +10,7 @@ from trioserve.errors import ModelError
 from trioserve.model.batch import CacheLayout, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.native import obstacle
+from trioserve.model.ranks import ALONE, Ranks
 from trioserve.worker.machine import available_memory_bytes
 
 MEMORY_SHARE: Final = 0.4
@@ -58,6 +59,8 @@ def block_bytes(model: DecoderConfig, block_size: int, layout: CacheLayout) -> i
 def plan_num_blocks(config: WorkerConfig, bytes_per_block: int) -> int:
     """How many blocks to allocate: as told, or as fit into the bytes or the share told, or as are of use and fit.
 
+    Each rank has a part of every block, ``bytes_per_block``, and of the memory.
+
     Raises:
         ModelError: They would not hold one sequence of ``max_model_len``.
     """
@@ -66,32 +69,38 @@ def plan_num_blocks(config: WorkerConfig, bytes_per_block: int) -> int:
         num_blocks, source = config.num_blocks, f"num_blocks {config.num_blocks}"
     elif config.kv_cache_bytes > 0:
         num_blocks, source = (
-            config.kv_cache_bytes // bytes_per_block,
+            config.kv_cache_bytes // config.tp_size // bytes_per_block,
             f"{config.kv_cache_bytes} bytes of KV cache",
         )
     else:
         share = config.kv_cache_share or MEMORY_SHARE
-        num_blocks = int(available_memory_bytes() * share) // bytes_per_block
+        num_blocks = int(available_memory_bytes() * share / config.tp_size) // bytes_per_block
         source = f"{share:.0%} of the free memory"
         if config.kv_cache_share is None:
             num_blocks = min(num_blocks, config.max_num_seqs * blocks_per_seq + 1)
     if num_blocks < blocks_per_seq:
+        needed = blocks_per_seq * bytes_per_block * config.tp_size
         raise ModelError(
             f"{source} makes {num_blocks} KV blocks of {config.block_size} tokens, one sequence of max_model_len "
-            f"{config.max_model_len} needs {blocks_per_seq} ({blocks_per_seq * bytes_per_block} bytes): "
+            f"{config.max_model_len} needs {blocks_per_seq} ({needed} bytes): "
             f"lower max_model_len or give the KV cache more"
         )
     return num_blocks
 
 
-def allocate_kv_cache(model: DecoderConfig, config: WorkerConfig, layout: CacheLayout) -> KVCache:
-    """Allocate the blocks; their memory becomes resident as they are first written.
+def allocate_kv_cache(
+    model: DecoderConfig, config: WorkerConfig, layout: CacheLayout, ranks: Ranks = ALONE
+) -> KVCache:
+    """Allocate the blocks, as many on every rank; their memory becomes resident as they are first written.
 
+    Args:
+        model: With the KV heads that are here.
     Raises:
         ModelError: They would not hold one sequence, or the memory is not there.
     """
     bytes_per_block = block_bytes(model, config.block_size, layout)
-    num_blocks = plan_num_blocks(config, bytes_per_block)
+    ranks.least(0)  # all have their weights, so what is free now is for the blocks
+    num_blocks = ranks.least(plan_num_blocks(config, bytes_per_block))
     try:
         layers = [
             layout.empty(num_blocks, model.num_kv_heads, config.block_size)

@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 
+from trioserve._speedups.exchange import Exchange
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Admission, LoadProgress, SlotWork, StepPlan, WorkerConfig, WorkerReady
 from trioserve.errors import ModelError
@@ -15,11 +16,14 @@ from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
 from trioserve.model.native import QUANTIZATIONS, Crew, Quantization, obstacle, refuse_quantization
+from trioserve.model.parts import Part
+from trioserve.model.ranks import ALONE, GroupRanks, Ranks, join_gloo
+from trioserve.worker.following import FollowingRunner
 from trioserve.worker.grammars import Grammars
-from trioserve.worker.kv_cache import allocate_kv_cache, cache_layout
+from trioserve.worker.kv_cache import KVCache, allocate_kv_cache, cache_layout
 from trioserve.worker.machine import Cores, usable_cores
 from trioserve.worker.prices import measure_prices
-from trioserve.worker.runner import ModelRunner
+from trioserve.worker.runner import ModelRunner, StepRunner
 
 _PROGRESS_EVERY_S: Final = 0.1
 _WARM_UP_TOKENS: Final = 16
@@ -36,7 +40,7 @@ def load_runner(
     grammars: Grammars | None = None,
     *,
     meanwhile: Callable[[], None] = lambda: None,
-) -> tuple[ModelRunner, WorkerReady]:
+) -> tuple[StepRunner, WorkerReady]:
     """Load the model, allocate its KV cache and run a first prefill and decode, or a full warm-up if told to.
 
     Args:
@@ -50,15 +54,19 @@ def load_runner(
     _refuse_unsupported(config)
     phases = Phases(started)
     phases.end("imports")
-    crew = _crew(config, usable_cores())
+    crew = _crew(config, usable_cores().share(config.tp_rank, config.tp_size))
     torch.set_num_threads(crew.num_threads)
     folder = Path(config.model_path)
     shape = read_config(folder)
+    Part(config.tp_rank, config.tp_size).refuse_uneven(shape)
     dtype = resolve_dtype(folder, shape, config.dtype)
     quantization = _quantization(config)
     refuse_quantization(shape, dtype, quantization)
     layout = cache_layout(config.kv_cache_dtype, shape, dtype)
-    model = Decoder(shape, dtype, config.max_model_len)
+    ranks = _meet(config, is_native=obstacle(shape, dtype) is None)
+    sums = ranks if isinstance(ranks, GroupRanks) else None
+    part = Part(ranks.tp_rank, ranks.tp_size, sums)
+    model = Decoder(shape, dtype, config.max_model_len, part)
     progress = _Throttle(report)
     if config.load_format == "dummy":
         dummy_weights(model, config.seed, progress)
@@ -66,22 +74,19 @@ def load_runner(
         load_weights(model, folder, progress, may_borrow=obstacle(shape, dtype) is None)
     phases.end("weights mapped")
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    decoder = model.pack(crew, quantization, progress, layout=layout, meanwhile=meanwhile)
+    exchange = ranks if isinstance(ranks, Exchange) else None
+    decoder = model.pack(crew, quantization, progress, layout=layout, exchange=exchange, meanwhile=meanwhile)
     phases.end("packed")
-    kv_cache = allocate_kv_cache(shape, config, layout)
-    runner = ModelRunner(
-        model,
-        kv_cache,
-        grammars or Grammars(config),
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=config.max_model_len,
-        block_size=config.block_size,
-        speculation=config.speculation,
-    )
+    kv_cache = allocate_kv_cache(part.shape(shape), config, layout, ranks)
+    runner = _runner(model, kv_cache, grammars or Grammars(config), ranks, config)
     _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=obstacle(shape, dtype) is not None)
-    drafter, speculation = runner.drafter, config.speculation
-    if drafter is not None and speculation is not None:
-        drafter.prices = measure_prices(runner, drafter, config, speculation, shape.vocab_size)
+    prices = (
+        []
+        if config.speculation is None
+        else measure_prices(runner, ranks, config, config.speculation, shape.vocab_size)
+    )
+    if runner.drafter is not None:
+        runner.drafter.prices = prices
     phases.end("warm-up")
     ready = WorkerReady(
         tp_rank=config.tp_rank,
@@ -93,7 +98,7 @@ def load_runner(
         attention=implementation(dtype, shape.head_dim, config.block_size),
         decoder=decoder,
         phases_s=phases.seconds,
-        max_drafting_seqs=0 if drafter is None else len(drafter.prices),
+        max_drafting_seqs=len(prices),
         kv_cache_dtype=layout.name,
     )
     return runner, ready
@@ -118,6 +123,31 @@ class Phases:
         return sum(self.seconds[each] for each in names[: names.index(name) + 1])
 
 
+def _runner(
+    model: Decoder, kv_cache: KVCache, grammars: Grammars, ranks: Ranks, config: WorkerConfig
+) -> StepRunner:
+    max_num_seqs, max_model_len, block_size = config.max_num_seqs, config.max_model_len, config.block_size
+    if ranks.tp_rank:
+        return FollowingRunner(
+            model,
+            kv_cache,
+            ranks,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            block_size=block_size,
+        )
+    return ModelRunner(
+        model,
+        kv_cache,
+        grammars,
+        ranks,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        block_size=block_size,
+        speculation=config.speculation,
+    )
+
+
 def _crew(config: WorkerConfig, cores: Cores) -> Crew:
     """As many threads as told and as can run at once. Where they are as many as there are cores, each keeps to one;
     fewer are left to the system, since others may compute on the same cores, with threads and a quota of their own.
@@ -139,11 +169,18 @@ def _quantization(config: WorkerConfig) -> Quantization:
 def _refuse_unsupported(config: WorkerConfig) -> None:
     if config.device != "cpu":
         raise ModelError(f"device {config.device} is not supported, only cpu is")
-    if config.tp_size != 1:
-        raise ModelError(f"tensor_parallel_size {config.tp_size} is not supported, only 1 is")
 
 
-def _warm_up(runner: ModelRunner, config: WorkerConfig, num_blocks: int, *, makes_kernels: bool) -> None:
+def _meet(config: WorkerConfig, *, is_native: bool) -> Ranks:
+    """The other ranks, where there are some; returns when all are there, or when they can come."""
+    if config.tp_size == 1:
+        return ALONE
+    if is_native:
+        return Exchange(config.meeting_fd, config.tp_rank, config.tp_size)
+    return join_gloo(config.meeting_fd, config.tp_rank, config.tp_size)
+
+
+def _warm_up(runner: StepRunner, config: WorkerConfig, num_blocks: int, *, makes_kernels: bool) -> None:
     """Run prefills and decodes, so that the first requests do not pay for what is made on first use: memory for the
     largest step, and kernels where they are made for a number of rows."""
     _run_once(runner, config, num_blocks, num_seqs=1, num_tokens=_WARM_UP_TOKENS)
@@ -156,7 +193,7 @@ def _warm_up(runner: ModelRunner, config: WorkerConfig, num_blocks: int, *, make
 
 
 def _run_once(
-    runner: ModelRunner, config: WorkerConfig, num_blocks: int, *, num_seqs: int, num_tokens: int
+    runner: StepRunner, config: WorkerConfig, num_blocks: int, *, num_seqs: int, num_tokens: int
 ) -> None:
     """Compute ``num_tokens`` of prompts in one step and one token for each of ``num_seqs`` in the next.
 

@@ -1,6 +1,7 @@
 """A rank's life on its socket: config, load, then plan after plan, results in the same order."""
 
 import socket
+import sys
 import time
 import traceback
 from contextlib import suppress
@@ -8,7 +9,7 @@ from contextlib import suppress
 from msgspec import structs
 
 from trioserve.core.step import GrammarRequest, StepPlan, WorkerConfig, WorkerError
-from trioserve.errors import ModelError, WireError
+from trioserve.errors import ModelError, RankLost, WireError
 from trioserve.worker.channel import Channel
 from trioserve.worker.grammars import Grammars, GrammarThread
 from trioserve.worker.load import Phases, load_runner
@@ -24,6 +25,10 @@ def serve(sock: socket.socket, started: float) -> int:
         _run(channel, started)
     except (BrokenPipeError, ConnectionResetError):
         return 0  # the front is gone, and nobody is left to tell
+    except RankLost as exc:
+        print(f"a rank waits for its end, since another one is gone: {exc}", file=sys.stderr)
+        channel.wait_closed()  # the front knows better what has happened to the other
+        return 1
     except Exception as exc:  # noqa: BLE001 # the outermost wall: the front must hear of it whatever it is
         if not isinstance(exc, ModelError):
             traceback.print_exc()
@@ -49,7 +54,9 @@ def _run(channel: Channel, started: float) -> None:
         while (message := channel.receive()) is not None:
             match message:
                 case StepPlan():
-                    channel.send(runner.run(message))
+                    result = runner.run(message)
+                    if config.tp_rank == 0:
+                        channel.send(result)
                 case GrammarRequest():
                     thread.take(message)
                 case _:

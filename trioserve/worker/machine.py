@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from trioserve.errors import ModelError
+
 _ROOT: Final = Path("/")
 _CGROUPS: Final = "sys/fs/cgroup"
 _MEMORY_FILES: Final = (
@@ -28,6 +30,19 @@ class Cores:
     def count(self) -> int:
         """Threads that can all run at once; at least 1."""
         return min(len(self.cpus), self.quota)
+
+    def share(self, number: int, count: int) -> "Cores":
+        """Those of process ``number`` of ``count`` that share them out; neighbours stay together.
+
+        Raises:
+            ModelError: There are fewer than processes.
+        """
+        if count > self.count:
+            raise ModelError(
+                f"tensor_parallel_size {count} is more than the {self.count} cores that can be used: lower it"
+            )
+        first, end = (len(self.cpus) * each // count for each in (number, number + 1))
+        return Cores(self.cpus[first:end], self.quota // count)
 
 
 def usable_cores(root: Path = _ROOT) -> Cores:

@@ -9,8 +9,9 @@ import numpy as np
 
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Admission, SlotWork, Speculation, StepPlan, WorkerConfig
-from trioserve.worker.drafts import Drafter, Price
-from trioserve.worker.runner import ModelRunner
+from trioserve.model.ranks import Ranks
+from trioserve.worker.drafts import Price
+from trioserve.worker.runner import StepRunner
 
 _NUM_SEQS: Final = (1, 4, 16, 32)
 """Sequences of the steps that are measured. With more of them a step is bound by arithmetic, and a guess costs about
@@ -29,17 +30,20 @@ _ENOUGH_S: Final = 0.1
 
 
 def measure_prices(
-    runner: ModelRunner, drafter: Drafter, config: WorkerConfig, speculation: Speculation, vocab_size: int
+    runner: StepRunner, ranks: Ranks, config: WorkerConfig, speculation: Speculation, vocab_size: int
 ) -> list[Price]:
     """The price of guesses by the number of sequences in a step less one, as far as guesses may pay.
+
+    All ranks run the same steps; what counts is how long they took on rank 0, which has the drafter.
 
     Steps are run without guesses, with one and with as many as there may be, in turn; the fastest of each counts.
     """
     if config.max_model_len < _CONTEXT + speculation.num_tokens + 2 or vocab_size < _CONTEXT:
         return []  # there is nothing to look up in so few
-    bench = _Bench(runner, config, speculation)
+    bench = _Bench(runner, ranks, config, speculation)
     measured = [num_seqs for num_seqs in _NUM_SEQS if num_seqs <= config.max_num_seqs]
-    drafter.prices = [_NOTHING] * measured[-1]
+    if runner.drafter is not None:
+        runner.drafter.prices = [_NOTHING] * measured[-1]
     found = np.array([bench.price(num_seqs) for num_seqs in measured])
     numbers = np.arange(1, measured[-1] + 1)
     for_any, for_each = (np.interp(numbers, measured, prices).tolist() for prices in found.T)
@@ -49,8 +53,11 @@ def measure_prices(
 class _Bench:
     """Runs one sequence as many, in the same blocks: they write and read the same."""
 
-    def __init__(self, runner: ModelRunner, config: WorkerConfig, speculation: Speculation) -> None:
+    def __init__(
+        self, runner: StepRunner, ranks: Ranks, config: WorkerConfig, speculation: Speculation
+    ) -> None:
         self._runner = runner
+        self._ranks = ranks
         self._num_guesses = speculation.num_tokens
         self._params = SamplingParams(max_tokens=speculation.num_tokens + 2, temperature=0.0)
         self._block_ids = list(range(-(-(_CONTEXT + speculation.num_tokens + 2) // config.block_size)))
@@ -65,13 +72,19 @@ class _Bench:
         kinds = ((0, 0), (1, 1), (num_seqs, self._num_guesses))
         plain_s, one_s, all_s = (math.inf,) * 3
         for number in range(_MOST_ROUNDS):
-            if number >= _LEAST_ROUNDS and time.perf_counter() - began > _ENOUGH_S:
+            if number >= _LEAST_ROUNDS and self._is_enough(time.perf_counter() - began):
                 break
             seconds = [self._step_s(num_seqs, num_guessing, count) for num_guessing, count in kinds]
             plain_s, one_s, all_s = map(min, (plain_s, one_s, all_s), seconds)
         token_s = plain_s / num_seqs
         each = max((all_s - one_s) / max(num_seqs * self._num_guesses - 1, 1) / token_s, _CHEAPEST)
         return Price(max((one_s - plain_s) / token_s - each, 0.0), each)
+
+    def _is_enough(self, seconds: float) -> bool:
+        """Whether rank 0 has measured for long enough."""
+        answer = np.array([seconds > _ENOUGH_S], np.int64)
+        self._ranks.share(answer)
+        return bool(answer[0])
 
     def _step_s(self, num_seqs: int, num_guessing: int, num_guesses: int) -> float:
         """Seconds of a step in which the first so many sequences have so many guesses each."""

@@ -1,79 +1,103 @@
 """Carries out step plans: slot table -> tensors -> decoder -> sampler -> result."""
 
 import time
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
 from msgspec import structs
 from numpy.typing import NDArray
 
-from trioserve.core.step import SampledToken, Speculation, StepPlan, StepResult
+from trioserve.core.step import (
+    Admission,
+    PromptLogprobs,
+    SampledToken,
+    Speculation,
+    StepPlan,
+    StepResult,
+)
 from trioserve.model.batch import ForwardBatch
 from trioserve.model.decoder import Decoder
+from trioserve.model.ranks import ALONE, Ranks
 from trioserve.sampling.constraint import Turn
 from trioserve.sampling.sampler import Sampler, Samples
 from trioserve.sampling.verify import Guesses, verify
 from trioserve.worker.drafts import Drafter
 from trioserve.worker.grammars import Grammars
 from trioserve.worker.kv_cache import KVCache
-from trioserve.worker.scoring import PromptScorer
+from trioserve.worker.scoring import PromptScorer, Stretch
 from trioserve.worker.slots import SlotTable
 
 
-class ModelRunner:
-    """One rank's model with its KV cache and the sequences that are in its slots.
+class StepRunner(ABC):
+    """One rank's part of a model with its KV cache and the sequences that are in its slots.
 
     A sampled token stays here and feeds the next step, so a plan may be made before the result of the last is known;
     so do those that follow it without a choice, and those that were guessed and are what would have been chosen.
     """
 
+    drafter: Drafter | None = None
+    """What guesses tokens, if anything."""
+
     def __init__(
         self,
         model: Decoder,
         kv_cache: KVCache,
-        grammars: Grammars,
+        ranks: Ranks,
         *,
         max_num_seqs: int,
         max_model_len: int,
         block_size: int,
-        speculation: Speculation | None = None,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
+        self._ranks = ranks
         self._block_size = block_size
         self._slots = SlotTable(
             max_num_seqs, max_model_len, block_size, kv_cache.num_blocks, model.config.vocab_size
         )
-        self._grammars = grammars
-        self._sampler = Sampler(max_num_seqs, model.config.vocab_size, grammars.fill_masks)
         self._scorer = PromptScorer(max_num_seqs)
-        self.drafter = None if speculation is None else Drafter(speculation, self._slots)
-        """What guesses tokens, if anything."""
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Carry out ``plan`` in the order released, admitted, work."""
         started = time.perf_counter()
         for slot in plan.released:
-            self._slots.release(slot)
-            self._sampler.release(slot)
+            self._release(slot)
         for admission in plan.admitted:
-            token_ids = self._slots.admit(admission)
-            self._sampler.admit(
-                admission.slot,
-                admission.params,
-                token_ids,
-                admission.num_prompt_tokens,
-                self._grammars.constraint(admission),
-            )
+            self._admit(admission)
             self._scorer.admit(admission)
-            if self.drafter is not None:
-                self.drafter.admit(admission.slot, admission.params)
         result = self._compute(plan) if plan.work else StepResult(plan.step_id, [], 0.0)
         step_s = time.perf_counter() - started
         if self.drafter is not None and plan.num_drafts and len(result.sampled) == len(plan.work):
             self.drafter.time(len(plan.work), sum(result.num_drafted), step_s)
         return structs.replace(result, step_s=step_s)
+
+    @abstractmethod
+    def _admit(self, admission: Admission) -> None:
+        """Let a sequence in."""
+
+    @abstractmethod
+    def _release(self, slot: int) -> None:
+        """Let a sequence out."""
+
+    @abstractmethod
+    def _guess(self, slots: NDArray[np.int64], samples: NDArray[np.bool_], most: int) -> Guesses | None:
+        """What is tried behind the tokens of ``slots``; None: nothing."""
+
+    @abstractmethod
+    def _choose(
+        self,
+        hidden: torch.Tensor,
+        slots: NDArray[np.int64],
+        samples: NDArray[np.bool_],
+        guesses: Guesses | None,
+    ) -> list[list[SampledToken]]:
+        """Let the slots that ``samples`` names, whose hidden states are given, have their next tokens; in rounds."""
+
+    @abstractmethod
+    def _score(self, stretches: list[Stretch], hidden: torch.Tensor) -> list[PromptLogprobs]:
+        """The log probabilities of ``stretches``."""
 
     def _compute(self, plan: StepPlan) -> StepResult:
         """The result of a step, but for its time."""
@@ -82,7 +106,7 @@ class ModelRunner:
         if not slots.size:
             return StepResult(plan.step_id, [], 0.0)
         samples = table.num_computed[slots] + counts == table.num_tokens[slots]
-        guesses = self._guess(slots, samples, plan.num_drafts)
+        guesses = self._guess(slots, samples, plan.num_drafts) if plan.num_drafts else None
         if guesses is not None:
             counts += guesses.counts
         ends = table.num_computed[slots] + counts
@@ -92,21 +116,10 @@ class ModelRunner:
         rows += [np.arange(first, first + count) for _, first, _, count in stretches]
         hidden = self._model(self._batch(slots, counts, ends, np.concatenate(rows)), self._kv_cache.layers)
         table.num_computed[slots] = ends
-        scored = self._scorer.score(stretches, hidden[num_samples:], self._model, table)
-        hidden = hidden[:num_samples]
-        if guesses is not None:
-            rounds = self._verify(hidden, slots, samples, guesses)
-        else:
-            rounds = [self._sample(hidden, slots[samples])] if num_samples else [[]]
+        scored = self._score(stretches, hidden[num_samples:])
+        rounds = self._choose(hidden[:num_samples], slots, samples, guesses) if num_samples else [[]]
         num_drafted = [] if guesses is None else guesses.num_with
         return StepResult(plan.step_id, rounds[0], 0.0, scored, rounds[1:], num_drafted)
-
-    def _guess(self, slots: NDArray[np.int64], samples: NDArray[np.bool_], most: int) -> Guesses | None:
-        """What is tried behind the tokens of ``slots``; None: nothing."""
-        if self.drafter is None or not most:
-            return None
-        counts = self.drafter.guess(slots, samples, most)
-        return None if counts is None else Guesses(self._slots.behind(slots, int(counts.max())), counts)
 
     @staticmethod
     def _rows(
@@ -141,6 +154,79 @@ class ModelRunner:
             block_tables=torch.from_numpy(table.block_tables[slots, :max_blocks]),
             sample_rows=torch.from_numpy(rows),
         )
+
+
+class ModelRunner(StepRunner):
+    """The rank that chooses the tokens, and tells the others if there are some."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        kv_cache: KVCache,
+        grammars: Grammars,
+        ranks: Ranks = ALONE,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        speculation: Speculation | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            kv_cache,
+            ranks,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            block_size=block_size,
+        )
+        self._grammars = grammars
+        self._sampler = Sampler(max_num_seqs, model.config.vocab_size, grammars.fill_masks)
+        self.drafter = None if speculation is None else Drafter(speculation, self._slots)
+
+    def _admit(self, admission: Admission) -> None:
+        token_ids = self._slots.admit(admission)
+        self._sampler.admit(
+            admission.slot,
+            admission.params,
+            token_ids,
+            admission.num_prompt_tokens,
+            self._grammars.constraint(admission),
+        )
+        if self.drafter is not None:
+            self.drafter.admit(admission.slot, admission.params)
+
+    def _release(self, slot: int) -> None:
+        self._slots.release(slot)
+        self._sampler.release(slot)
+
+    def _guess(self, slots: NDArray[np.int64], samples: NDArray[np.bool_], most: int) -> Guesses | None:
+        if self.drafter is None:
+            return None
+        counts = self.drafter.guess(slots, samples, most)
+        guesses = None if counts is None else Guesses(self._slots.behind(slots, int(counts.max())), counts)
+        if self._ranks.tp_size > 1:
+            self._ranks.share(as_numbers(guesses, len(slots), most))
+        return guesses
+
+    def _choose(
+        self,
+        hidden: torch.Tensor,
+        slots: NDArray[np.int64],
+        samples: NDArray[np.bool_],
+        guesses: Guesses | None,
+    ) -> list[list[SampledToken]]:
+        sampling = slots[samples]
+        num_known = self._slots.num_tokens[sampling]
+        if guesses is not None:
+            rounds = self._verify(hidden, slots, samples, guesses)
+        else:
+            rounds = [self._sample(hidden, sampling)]
+        if self._ranks.tp_size > 1:
+            self._ranks.share(self._slots.news(sampling, num_known))
+        return rounds
+
+    def _score(self, stretches: list[Stretch], hidden: torch.Tensor) -> list[PromptLogprobs]:
+        return self._scorer.score(stretches, hidden, self._model, self._slots)
 
     def _sample(self, hidden: torch.Tensor, slots: NDArray[np.int64]) -> list[SampledToken]:
         """Choose, append and report a token for each of ``slots``, the rows of ``hidden``, and what must follow it."""
@@ -198,3 +284,12 @@ class ModelRunner:
         if not turn.forced and not turn.failure:
             return sampled
         return structs.replace(sampled, forced=turn.forced, failure=turn.failure)
+
+
+def as_numbers(guesses: Guesses | None, num_seqs: int, most: int) -> NDArray[np.int64]:
+    """[num_seqs, 1 + most], how many tokens are guessed, and these."""
+    numbers = np.zeros((num_seqs, 1 + most), np.int64)
+    if guesses is not None:
+        numbers[:, 0] = guesses.counts
+        numbers[:, 1 : 1 + guesses.token_ids.shape[1]] = guesses.token_ids
+    return numbers

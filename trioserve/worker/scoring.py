@@ -1,6 +1,6 @@
 """Scores prompts: the log probabilities of their tokens, chunk by chunk as they are computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -85,16 +85,29 @@ class PromptScorer:
             )
         return records
 
+    def skip(self, stretches: Sequence[Stretch], hidden: Tensor, model: Decoder) -> None:
+        """Have part in the logits that ``score`` takes on another rank."""
+        row = 0
+        for stretch in stretches:
+            for _ in _logits_of(model, hidden[row : row + stretch.num_tokens]):
+                pass
+            row += stretch.num_tokens
+
+
+def _logits_of(model: Decoder, hidden: Tensor) -> Iterator[Tensor]:
+    """Logits of all rows, piece by piece, each of use until the next."""
+    step = max(1, _PIECE_VALUES // model.config.vocab_size)
+    for start in range(0, len(hidden), step):
+        yield model.compute_logits(hidden[start : start + step])
+
 
 def _scores(
     model: Decoder, hidden: Tensor, targets: NDArray[np.int32], num_top: int
 ) -> tuple[list[Scores], list[int]]:
     """Of each target, and its rank."""
-    step = max(1, _PIECE_VALUES // model.config.vocab_size)
     scores, ranks = [], []
-    for start in range(0, len(targets), step):
-        logits = model.compute_logits(hidden[start : start + step]).float().numpy()
-        for row, target in zip(logits, targets[start : start + step].tolist(), strict=True):
-            scores.append(score(row, target, num_top))
-            ranks.append(rank_of(row, target))
+    rows = (row for piece in _logits_of(model, hidden) for row in piece.float().numpy())
+    for row, target in zip(rows, targets.tolist(), strict=True):
+        scores.append(score(row, target, num_top))
+        ranks.append(rank_of(row, target))
     return scores, ranks

@@ -5,9 +5,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from trioserve.core.step import Admission, SlotWork
+from trioserve.core.sampling import MAX_FORCED_TOKENS
+from trioserve.core.step import MAX_GUESSES, Admission, SlotWork
 
 FREE: Final = -1
+_MOST_NEW: Final = 1 + max(MAX_FORCED_TOKENS, MAX_GUESSES)
+"""Tokens that a step may add to a sequence."""
+NEWS_WIDTH: Final = 3 + _MOST_NEW
 
 
 class SlotTable:
@@ -102,7 +106,11 @@ class SlotTable:
 
     def behind(self, slots: NDArray[np.int64], count: int) -> NDArray[np.int32]:
         """What was written behind the known tokens of ``slots``; [num_slots, count]."""
-        places = self.num_tokens[slots][:, None] + np.arange(count)
+        return self._from(slots, self.num_tokens[slots], count)
+
+    def _from(self, slots: NDArray[np.int64], starts: NDArray[np.int64], count: int) -> NDArray[np.int32]:
+        """``count`` tokens of each of ``slots``, known or not; past the last place, what is in it."""
+        places = starts[:, None] + np.arange(count)
         found: NDArray[np.int32] = self.token_ids[
             slots[:, None], np.minimum(places, self.token_ids.shape[1] - 1)
         ]
@@ -127,3 +135,32 @@ class SlotTable:
     def end(self, slot: int) -> None:
         """The sequence has all tokens that it may ever have: whatever work it is given means nothing."""
         self._most_tokens[slot] = 0
+
+    def news(self, slots: NDArray[np.int64], num_known: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What a step has made of ``slots`` that had ``num_known`` tokens before.
+
+        Shapes:
+            slots, num_known: [num_seqs]
+            result: [num_seqs, NEWS_WIDTH], tokens known and computed, tokens there may ever be, and the new ones
+        """
+        counts = np.stack((self.num_tokens, self.num_computed, self._most_tokens), axis=1)[slots]
+        assert (self.num_tokens[slots] - num_known <= _MOST_NEW).all(), "more tokens than a step can add"
+        return np.concatenate((counts, self._from(slots, num_known, _MOST_NEW)), axis=1)
+
+    def take_over(self, slots: NDArray[np.int64], news: NDArray[np.int64]) -> None:
+        """Become what another table has ``news`` of, for ``slots`` that both knew alike."""
+        known, computed, most = news[:, :3].T
+        for row, (slot, start) in enumerate(
+            zip(slots.tolist(), self.num_tokens[slots].tolist(), strict=True)
+        ):
+            self.token_ids[slot, start : known[row]] = news[row, 3 : 3 + known[row] - start]
+        self.num_tokens[slots], self.num_computed[slots], self._most_tokens[slots] = known, computed, most
+        self._has_sampled[slots] = True
+
+    def write_behind(self, slots: NDArray[np.int64], token_ids: NDArray[np.int32]) -> None:
+        """Write what ``behind`` returns, [num_slots, count]; what would lie past the end is dropped."""
+        room = self.token_ids.shape[1] - self.num_tokens[slots]
+        for slot, start, count, row in zip(
+            slots.tolist(), self.num_tokens[slots].tolist(), room.tolist(), token_ids, strict=True
+        ):
+            self.token_ids[slot, start : start + len(row)] = row[:count]
