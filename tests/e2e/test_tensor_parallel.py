@@ -25,7 +25,7 @@ QUESTIONS = [
     "What is 7 times 8?",
     "List three fruits.",
 ]
-SETTINGS = {"tensor_parallel_size": 2, "step_timeout_s": 1, "step_stacks_s": 0.5}
+SETTINGS: dict[str, object] = {"tensor_parallel_size": 2, "step_timeout_s": 1, "step_stacks_s": 0.5}
 
 
 def ask(server: Server, question: str, **fields: object) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_preemption_and_prefix_hits_change_no_token(shared: Server, tmp_path: Pa
         httpx.post(shared.url + "/v1/completions", json={**body, "prompt": prompt}, timeout=60).json()
         for prompt in prompts[:6]
     ]
-    crowded: dict[str, float] = {
+    crowded: dict[str, object] = {
         "max_num_seqs": 16,
         "max_num_batched_tokens": 32,
         "max_model_len": 256,
