@@ -39,7 +39,11 @@ _GROWTH_MB_PER_MIN: Final = 1.0
 _PROBE_EVERY_S: Final = 0.1
 _SAMPLE_EVERY_S: Final = 1.0
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-_SCHEMA: Final[dict[str, Any]] = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}},
+    "required": ["a"],
+}
 _TOOL: Final = {"type": "function", "function": {"name": "f", "parameters": _SCHEMA}}
 
 
@@ -149,9 +153,13 @@ async def _count(visitor: Visitor) -> None:
 
 
 async def _wrong(visitor: Visitor) -> None:
-    wrong = visitor.rng.choice(
-        [{"temperature": 9}, {"max_tokens": -1}, {"top_p": "x"}, {"guided_regex": "("}]
-    )
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 9},
+        {"max_tokens": -1},
+        {"top_p": "x"},
+        {"guided_regex": "("},
+    ]
+    wrong = visitor.rng.choice(kinds)
     await visitor.ask(_CHAT, {"messages": visitor.question(), **wrong}, status=400)
 
 
