@@ -28,6 +28,7 @@ _FLAGS: Final = (
 _POINTEES: Final[Mapping[str, torch.dtype]] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "e4m3": torch.float8_e4m3fn,
     "f32": torch.float32,
     "i32": torch.int32,
     "i64": torch.int64,

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.emu.build import CUDA, HERE
-from tests.emu.compilers import Compile, CompileError, compilers
+from tests.emu.compilers import Compile, compilers
 from tests.emu.instances import INSTANCES
+from trioserve.kernels.source import KernelError
 
 COMPILERS = compilers()
 ARCHITECTURES = ["sm_80", "sm_90"]
@@ -41,5 +42,5 @@ def test_the_emulators_probes_are_cuda(compiler: Compile, tmp_path: Path) -> Non
 
 
 def test_a_kernel_that_is_not_there_is_an_error(compiler: Compile, tmp_path: Path) -> None:
-    with pytest.raises(CompileError):
+    with pytest.raises(KernelError):
         compiler(CUDA / "store_kv.cu", ["store_kv<bf16, 3, 128>"], "sm_80", tmp_path)
