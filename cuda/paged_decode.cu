@@ -198,7 +198,7 @@ __device__ constexpr int lanes_of_row() {
 }
 
 template <typename T, typename KV, int kHeadDim, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps * 32, sizeof(KV) == 1 ? 2 : 4)
 paged_decode_single(T* __restrict__ out, float* __restrict__ partial_out, float* __restrict__ partial_totals,
                     const T* __restrict__ q, const KV* __restrict__ k_cache, const KV* __restrict__ v_cache,
                     const float* __restrict__ k_scales, const float* __restrict__ v_scales,

@@ -79,7 +79,7 @@ struct Cursor {
 };
 
 template <typename T, typename KV, int kHeadDim, int kKeys, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps * 32, kHeadDim == 64 ? 3 : 2)
 paged_prefill(T* __restrict__ out, const T* __restrict__ q, const KV* __restrict__ k_cache,
               const KV* __restrict__ v_cache, const float* __restrict__ k_scales, const float* __restrict__ v_scales,
               const int* __restrict__ cu_seqlens_q, const int* __restrict__ seq_lens,

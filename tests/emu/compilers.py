@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from tests.emu.build import CUDA
+from trioserve.errors import KernelError
 from trioserve.kernels.nvrtc import Usage, nvrtc, usages_of
-from trioserve.kernels.source import KernelError, inlined
+from trioserve.kernels.source import inlined
 
 FLAGS: Final = ("-std=c++17", f"-I{CUDA}")
 

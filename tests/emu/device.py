@@ -1,12 +1,12 @@
 """A GPU that is the emulator: what launch functions start runs here, on tensors of the CPU."""
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from typing import Final, Self
 
 from torch import Tensor
 
-from tests.emu.build import CUDA, FORWARD, Library, build
+from tests.emu.build import CUDA, FORWARD, Library
 from trioserve.kernels.source import Kernel, signature
 
 SMALLEST_SHARED_BYTES: Final = 99 << 10
@@ -21,8 +21,15 @@ class EmulatedGpu:
     def __init__(self, libraries: dict[str, Library]) -> None:
         self._libraries = libraries
         self.order = FORWARD
+        """In which threads take turns."""
         self.launched: list[tuple[Kernel, tuple[int, ...]]] = []
         """Kernels and their grids, in order."""
+
+    def taking(self, order: int) -> Self:
+        """The same GPU, its threads taking turns in ``order``."""
+        other = copy(self)
+        other.order = order
+        return other
 
     def launch(
         self,
@@ -45,10 +52,10 @@ class EmulatedGpu:
 
 
 def emulated(
-    kernels: Iterable[Kernel], folder: Path, *, compiled: Callable[..., Library] = build
+    kernels: Iterable[Kernel], *, emulate: Callable[..., Library], defines: Sequence[str] = ()
 ) -> EmulatedGpu:
     """A GPU that has ``kernels``."""
     names: dict[str, list[str]] = {}
     for kernel in kernels:
         names.setdefault(kernel.file, []).append(kernel.name)
-    return EmulatedGpu({file: compiled(CUDA / file, names[file], folder) for file in names})
+    return EmulatedGpu({file: emulate(CUDA / file, names[file], defines=defines) for file in names})

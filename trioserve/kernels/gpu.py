@@ -6,7 +6,8 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
-from trioserve.kernels.source import Kernel, KernelError
+from trioserve.errors import KernelError
+from trioserve.kernels.source import Kernel
 
 VECTOR_BYTES: Final = 16
 """That one load or store instruction moves."""
@@ -44,6 +45,16 @@ class Gpu(Protocol):
         ...
 
 
+ELEMENTS_AND_WIDTHS: Final = tuple(
+    (name, 1 << bits)
+    for dtype, name in ELEMENTS.items()
+    if dtype.itemsize > 1
+    for bits in range(4)
+    if dtype.itemsize << bits <= VECTOR_BYTES
+)
+"""What kernels of single elements are made for: each type with each number that travels together."""
+
+
 def width_of(dtype: torch.dtype, *sizes: int) -> int:
     """``kWidth``, elements that travel together: the largest power of two up to 16 bytes that divides all ``sizes``.
 
@@ -56,12 +67,13 @@ def width_of(dtype: torch.dtype, *sizes: int) -> int:
 
 
 def element_of(dtype: torch.dtype, *allowed: str) -> str:
-    """How the sources call ``dtype``, which must be one of ``allowed``.
+    """How the sources call ``dtype``, which must be one of ``allowed``, by default bf16, fp16 or float.
 
     Raises:
         KernelError: The kernels have no such type.
     """
     name = ELEMENTS.get(dtype, str(dtype))
+    allowed = allowed or ("bf16", "fp16", "float")
     if name not in allowed:
         raise KernelError(f"the kernel takes {', '.join(allowed)}, not {name}: choose another dtype")
     return name

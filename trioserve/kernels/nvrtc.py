@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from trioserve.kernels.source import KernelError
+from trioserve.errors import KernelError
 
 INSTALL: Final = "pip install 'trioserve[cuda]'"
 OPTIONS: Final = ("-std=c++17", "--ptxas-options=-v")

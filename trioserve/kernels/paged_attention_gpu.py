@@ -8,10 +8,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from trioserve.errors import KernelError
 from trioserve.kernels.attention import gather_blocks, visible_mask
 from trioserve.kernels.gpu import Gpu, element_of
 from trioserve.kernels.shapes import ShapeError, Shapes
-from trioserve.kernels.source import Kernel, KernelError
+from trioserve.kernels.source import Kernel
 
 HEAD_DIMS: Final = (64, 80, 96, 128, 192, 256)
 ROWS: Final = 16
@@ -25,6 +26,8 @@ _BLOCKS_PER_MULTIPROCESSOR: Final = 4
 _MIN_SPLIT: Final = 256
 """Keys below which another split costs more than it saves."""
 _MAX_SPLITS: Final = 64
+_INVARIANT_SPLIT: Final = 2048
+"""Keys of every split where batches must not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,17 @@ def instances() -> Iterator[Kernel]:
                 yield prefill_kernel(query, kv, head_dim)
 
 
+def shared_bytes(kernel: Kernel) -> int:
+    """Shared memory that a launch of ``kernel`` asks for."""
+    if kernel.base == "merge_splits":
+        return 0
+    variant, kv_bytes = variant_of(int(kernel.choices[2])), 1 if kernel.choices[1] == "e4m3" else 2
+    if kernel.base == "paged_prefill":
+        return variant.prefill_bytes(kv_bytes)
+    single = kernel.base == "paged_decode_single"
+    return variant.single_bytes(kv_bytes) if single else variant.decode_bytes(kv_bytes)
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
     """What all layers of a step share. A graph that was captured with one may be replayed with other contents."""
@@ -150,13 +164,12 @@ def split_keys(
     """
     longest = max(seq_lens, default=0)
     if batch_invariant:
-        size = 2 * _MIN_SPLIT
-        return size, max(1, -(-longest // size))
+        return _INVARIANT_SPLIT, max(1, -(-longest // _INVARIANT_SPLIT))
     blocks = _BLOCKS_PER_MULTIPROCESSOR * num_multiprocessors
     even = -(-sum(seq_lens) * num_kv_heads // blocks)
     size = max(even, -(-longest // _MAX_SPLITS), _MIN_SPLIT)
     size = -(-size // GROUP_KEYS) * GROUP_KEYS
-    return size, max(1, -(-(longest + GROUP_KEYS - 1) // size))
+    return size, max(1, -(-longest // size))
 
 
 def plan_attention(
@@ -305,12 +318,7 @@ class _Call:
             "seq_lens": (plan.seq_lens, "num_seqs"),
             "block_tables": (plan.block_tables, "num_seqs max_blocks"),
         }
-        scaled = k_cache.dtype == torch.float8_e4m3fn
-        if scaled != (k_scales is not None) or scaled != (v_scales is not None):
-            raise ShapeError(f"k_scales and v_scales belong to a cache of float8_e4m3fn, not {k_cache.dtype}")
-        for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
-            if scales is not None:
-                tensors[name] = (scales, "num_blocks num_kv_heads block_size")
+        check_scales(k_cache, k_scales, v_scales)
         sizes = Shapes(**tensors)
         _check_heads(sizes, q, k_cache, v_cache)
         none = torch.empty(0, dtype=torch.float32, device=q.device)
@@ -339,20 +347,20 @@ class _Call:
         rows = variant.prefill_warps * ROWS
         group_size = self.num_heads // self.num_kv_heads
         tiles = -(-self.q.shape[0] * group_size // rows) + plan.num_seqs  # a last one of each is not full
+        kernel = prefill_kernel(*self.names(), self.head_dim)
         self.gpu.launch(
-            prefill_kernel(*self.names(), self.head_dim),
+            kernel,
             *(self.out, self.q, *self.caches, plan.cu_seqlens_q, plan.seq_lens, plan.block_tables),
             *(plan.num_seqs, self.num_heads, self.num_kv_heads, self.q.stride(0)),
             *(self.block_size, plan.block_tables.shape[1], *options, 2),
             grid=(tiles, self.num_kv_heads),
             block=(variant.prefill_warps * _WARP,),
-            shared_bytes=variant.prefill_bytes(self.caches[0].element_size()),
+            shared_bytes=shared_bytes(kernel),
         )
 
     def decode(self, options: tuple[float, float, int]) -> None:
         """Fill the rows of sequences with one query token."""
         plan, variant, group_size = self.plan, variant_of(self.head_dim), self.num_heads // self.num_kv_heads
-        kv_bytes = self.caches[0].element_size()
         single = group_size == 1
         kernel = (single_kernel if single else decode_kernel)(*self.names(), self.head_dim)
         shape = (plan.num_seqs if plan.num_splits > 1 else 0, self.num_heads, plan.num_splits)
@@ -366,7 +374,7 @@ class _Call:
             *(plan.block_tables.shape[1], *options),
             grid=(plan.num_splits, self.num_kv_heads * -(-group_size // ROWS), plan.num_seqs),
             block=((SINGLE_WARPS if single else variant.decode_warps) * _WARP,),
-            shared_bytes=variant.single_bytes(kv_bytes) if single else variant.decode_bytes(kv_bytes),
+            shared_bytes=shared_bytes(kernel),
         )
         if plan.num_splits == 1:
             return
@@ -377,6 +385,20 @@ class _Call:
             grid=(self.num_heads, plan.num_seqs),
             block=(MERGE_THREADS,),
         )
+
+
+def check_scales(k_cache: Tensor, k_scales: Tensor | None, v_scales: Tensor | None) -> None:
+    """See that there are scales where the cache needs them, [num_blocks, num_kv_heads, block_size], and only there.
+
+    Raises:
+        ShapeError: There are not, or they do not fit the cache.
+    """
+    scaled = k_cache.dtype == torch.float8_e4m3fn
+    for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+        if scaled != (scales is not None):
+            raise ShapeError(f"{name} belongs to a cache of float8_e4m3fn, and this one is {k_cache.dtype}")
+        if scales is not None and scales.shape != k_cache.shape[:3]:
+            raise ShapeError(f"{name} has shape {tuple(scales.shape)}, expected {tuple(k_cache.shape[:3])}")
 
 
 def _check_heads(sizes: Shapes, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from trioserve.errors import TrioserveError
+from trioserve.errors import KernelError
 
 _PACKAGE: Final = Path(__file__).parents[1]
 FOLDER: Final = _PACKAGE / "cuda" if (_PACKAGE / "cuda").is_dir() else _PACKAGE.parent / "cuda"
@@ -21,10 +21,6 @@ _KERNEL: Final = re.compile(
 )
 _VALUES: Final[Mapping[str, str]] = {"float": "f32", "int": "i32", "u32": "u32", "i64": "i64"}
 _NAMES: Final[Mapping[str, str]] = {**_VALUES, **{name: name for name in "bf16 fp16 e4m3 u8 u16".split()}}
-
-
-class KernelError(TrioserveError):
-    """A kernel cannot be had or launched; the message is one sentence that says why and what helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +69,14 @@ def _parts(file: str, seen: set[str]) -> Iterator[str]:
     path = FOLDER / file
     if not path.is_file():
         raise KernelError(f"there is no kernel source {path}: install trioserve anew")
-    text, end = path.read_text(encoding="utf-8"), 0
+    text, end = path.read_text(encoding="utf-8").replace("#pragma once\n", ""), 0
     for include in _INCLUDE.finditer(text):
         yield text[end : include.start()]
         end = include.end()
         if include[1] not in seen and (FOLDER / include[1]).is_file():
             seen.add(include[1])
             yield from _parts(include[1], seen)
-    yield text[end:].replace("#pragma once\n", "")
+    yield text[end:]
 
 
 @cache
