@@ -106,6 +106,16 @@ __global__ void copy_some(float* out, const float* x, int wanted) {
     for (int i = 0; i < 4; ++i) store(out + 4 * threadIdx.x + i, static_cast<float>(numbers[4 * threadIdx.x + i]));
 }
 
+// ---- what only sanitizers see
+
+__global__ void local_beyond(float* out, int at) {
+    float numbers[4] = {1, 2, 3, 4};
+    numbers[at] = 5.0f;
+    store(out, numbers[(at + 1) % 4]);
+}
+
+__global__ void shift_too_far(int* out, int by) { store(out, 1 << by); }
+
 // ---- asynchronous copies
 
 __global__ void read_too_early(float* out, const float* x) {
