@@ -1,6 +1,7 @@
 """The gate of a gated MLP: activation of one half times the other."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Final, Literal
 
 import torch
@@ -61,6 +62,7 @@ def activation_mul_gpu(gpu: Gpu, gate_up: Tensor, activation: Activation) -> Ten
     return out
 
 
+@cache
 def kernel(element: str, activation: Activation, width: int) -> Kernel:
     """``activation_mul``."""
     return Kernel("activation.cu", f"activation_mul<{element}, {_NAMES[activation]}, {width}, {THREADS}>")

@@ -1,8 +1,9 @@
 """A real GPU: cubins for its architecture, loaded by the driver, launched on torch's current stream."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, NoReturn
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class CudaGpu:
         self._builder = builder
         self._device = device
         self._stream = stream
-        self._launchers: dict[tuple[Kernel, tuple[int, ...], int], Launcher] = {}
+        self._bound: dict[tuple[str, tuple[int, ...], int], _Bound] = {}
 
     def launch(
         self,
@@ -61,40 +62,58 @@ class CudaGpu:
             KernelError: It cannot be had, or the device refuses it.
             TypeError, OverflowError: The arguments are not those of the kernel.
         """
-        expected = signature(kernel)
-        if len(expected) != len(arguments):
-            raise TypeError(f"{kernel.name} takes {len(expected)} arguments, not {len(arguments)}")
-        values = [self._value(kernel, want, given) for want, given in zip(expected, arguments, strict=True)]
         if 0 in grid:
             return
-        launcher = self._launchers.get((kernel, block, shared_bytes))
-        if launcher is None:
-            launcher = self._bind(kernel, block, shared_bytes)
-        launcher(self._stream(), *grid, *(1,) * (3 - len(grid)), *values)
+        bound = self._bound.get((kernel.name, block, shared_bytes))
+        if bound is None:
+            bound = self._bind(kernel, block, shared_bytes)
+        if len(arguments) != len(bound.dtypes):
+            raise TypeError(f"{kernel.name} takes {len(bound.dtypes)} arguments, not {len(arguments)}")
+        values: list[float] = []
+        for number, dtype in enumerate(bound.dtypes):
+            given = arguments[number]
+            if not isinstance(given, Tensor):
+                if dtype is not None:
+                    raise TypeError(f"{_name(kernel, number)} is a tensor, not {given}")
+                values.append(given)
+            elif given.dtype == dtype and given.device == self._device:
+                values.append(given.data_ptr())
+            else:
+                self._refuse(kernel, number, given)
+        bound.launcher(self._stream(), *grid, *(1,) * (3 - len(grid)), *values)
 
     def bind(self, kernel: Kernel, *, block: tuple[int, ...], shared_bytes: int = 0) -> Launcher:
         """``kernel``, built and loaded, for callers who launch it often with addresses of their own."""
-        return self._launchers.get((kernel, block, shared_bytes)) or self._bind(kernel, block, shared_bytes)
+        bound = self._bound.get((kernel.name, block, shared_bytes))
+        return (bound or self._bind(kernel, block, shared_bytes)).launcher
 
-    def _bind(self, kernel: Kernel, block: tuple[int, ...], shared_bytes: int) -> Launcher:
+    def _bind(self, kernel: Kernel, block: tuple[int, ...], shared_bytes: int) -> "_Bound":
         built = self._builder.get(kernel)
         function = self._driver.load(built.image, built.mangled, shared_bytes)
         x, y, z = (*block, *(1,) * (3 - len(block)))
-        kinds = letters(signature(kernel))
-        launcher = Launcher(self._driver, function, kernel.name, kinds, (x, y, z), shared_bytes)
-        self._launchers[kernel, block, shared_bytes] = launcher
-        return launcher
+        arguments = signature(kernel)
+        launcher = Launcher(self._driver, function, kernel.name, letters(arguments), (x, y, z), shared_bytes)
+        dtypes = tuple(DTYPES[of.kind.split()[1]] if of.is_tensor else None for of in arguments)
+        bound = self._bound[kernel.name, block, shared_bytes] = _Bound(launcher, dtypes)
+        return bound
 
-    def _value(self, kernel: Kernel, want: Argument, given: Tensor | float) -> float:
-        if not isinstance(given, Tensor):
-            if want.is_tensor:
-                raise TypeError(f"{want.name} of {kernel.name} is a tensor, not {given}")
-            return given
-        if not want.is_tensor or DTYPES[want.kind.split()[1]] != given.dtype:
-            raise TypeError(f"{want.name} of {kernel.name} is {want.kind}, not a tensor of {given.dtype}")
-        if given.device != self._device:
-            raise TypeError(f"{want.name} of {kernel.name} is on {given.device}, not on {self._device}")
-        return given.data_ptr()
+    def _refuse(self, kernel: Kernel, number: int, given: Tensor) -> NoReturn:
+        want = signature(kernel)[number]
+        if want.is_tensor and given.dtype == DTYPES[want.kind.split()[1]]:
+            raise TypeError(f"{_name(kernel, number)} is on {given.device}, not on {self._device}")
+        raise TypeError(f"{_name(kernel, number)} is {want.kind}, not a tensor of {given.dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A launcher, and of which type each argument is that is a tensor; None of the others."""
+
+    launcher: Launcher
+    dtypes: tuple[torch.dtype | None, ...]
+
+
+def _name(kernel: Kernel, number: int) -> str:
+    return f"{signature(kernel)[number].name} of {kernel.name}"
 
 
 def letters(arguments: tuple[Argument, ...]) -> str:

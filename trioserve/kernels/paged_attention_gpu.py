@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Final
 
@@ -85,6 +86,7 @@ def variant_of(head_dim: int) -> Variant:
     return _VARIANTS[head_dim]
 
 
+@cache
 def decode_kernel(query: str, kv: str, head_dim: int) -> Kernel:
     """``paged_decode`` for groups of 2 heads and more."""
     variant = variant_of(head_dim)
@@ -92,11 +94,13 @@ def decode_kernel(query: str, kv: str, head_dim: int) -> Kernel:
     return Kernel("paged_decode.cu", f"paged_decode<{query}, {kv}, {sizes}>")
 
 
+@cache
 def single_kernel(query: str, kv: str, head_dim: int) -> Kernel:
     """``paged_decode`` where every query head has a KV head of its own."""
     return Kernel("paged_decode.cu", f"paged_decode_single<{query}, {kv}, {head_dim}, {SINGLE_WARPS}>")
 
 
+@cache
 def prefill_kernel(query: str, kv: str, head_dim: int) -> Kernel:
     """``paged_prefill``."""
     variant = variant_of(head_dim)
@@ -104,6 +108,7 @@ def prefill_kernel(query: str, kv: str, head_dim: int) -> Kernel:
     return Kernel("paged_prefill.cu", f"paged_prefill<{query}, {kv}, {sizes}>")
 
 
+@cache
 def merge_kernel(query: str) -> Kernel:
     """``merge_splits``."""
     return Kernel("paged_decode.cu", f"merge_splits<{query}, {MERGE_THREADS}>")

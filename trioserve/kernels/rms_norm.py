@@ -1,6 +1,7 @@
 """Root mean square normalisation, alone and with the residual sum before it."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Final
 
 import torch
@@ -93,11 +94,13 @@ def add_rms_norm_gpu(gpu: Gpu, x: Tensor, residual: Tensor, weight: Tensor, *, e
     return out
 
 
+@cache
 def norm_kernel(element: str, width: int, threads: int, rows: int) -> Kernel:
     """``rms_norm``."""
     return Kernel("rms_norm.cu", f"rms_norm<{element}, {width}, {threads}, {rows}>")
 
 
+@cache
 def add_norm_kernel(element: str, width: int) -> Kernel:
     """``add_rms_norm``."""
     return Kernel("rms_norm.cu", f"add_rms_norm<{element}, {width}, {THREADS}>")

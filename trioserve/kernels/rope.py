@@ -1,6 +1,7 @@
 """Rotary position embedding, in place."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Final
 
 import torch
@@ -64,6 +65,7 @@ def apply_rope_gpu(
     )
 
 
+@cache
 def kernel(element: str, interleaved: bool, width: int) -> Kernel:
     """``apply_rope``."""
     return Kernel("rope.cu", f"apply_rope<{element}, {str(interleaved).lower()}, {width}, {THREADS}>")

@@ -1,5 +1,6 @@
 """From a projection to attention in one pass: norms of heads, rotary positions, keys and values into their blocks."""
 
+import functools
 from collections.abc import Iterator
 from typing import Final
 
@@ -19,6 +20,7 @@ _LARGEST: Final = 448.0
 """Of e4m3."""
 
 
+@functools.cache
 def kernel(query: str, kv: str, head_dim: int) -> Kernel:
     """``rope_store_kv``."""
     return Kernel("rope_store_kv.cu", f"rope_store_kv<{query}, {kv}, {head_dim}, {WARPS}>")

@@ -1,5 +1,6 @@
 """Writes the keys and values of a step into their blocks."""
 
+import functools
 from collections.abc import Iterator
 from typing import Final
 
@@ -56,6 +57,7 @@ def store_kv_gpu(
     )
 
 
+@functools.cache
 def kernel(element: str, width: int) -> Kernel:
     """``store_kv``."""
     return Kernel("store_kv.cu", f"store_kv<{element}, {width}, {THREADS}>")
