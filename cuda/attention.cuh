@@ -1,5 +1,5 @@
-// attention.cuh: what the attention kernels have in common: tiles of keys and values in shared memory, a warp's products
-// with them, and the running softmax.
+// attention.cuh: what the attention kernels have in common: tiles of keys and values in shared memory, a warp's
+// products with them, and the running softmax.
 //
 // A warp has 16 rows of queries, and of each row its lanes hold what mma_bf16 in device.cuh says of a and c: with
 // g = lane / 4, rows g and g + 8. All scores are powers of two: log2(e) is part of their scale.
@@ -11,6 +11,9 @@
 #pragma once
 
 #include "types.cuh"
+
+using SharedBytes = decltype(dynamic_shared<u8>());
+using SharedFloats = decltype(dynamic_shared<float>());
 
 constexpr float kMasked = -1e30f;  // a score of what must not be seen; its power of two is 0 beside any other
 constexpr int kRows = 16;          // of a warp
@@ -30,21 +33,19 @@ struct Scoring {
     }
 };
 
-// The 16 keys from a place of the cache on, and their values.
-template <typename KV>
-struct Place {
-    const KV *k, *v;
+// One KV head of one sequence in the paged cache.
+template <typename KV, int kHeadDim>
+struct PagedKeys {
+    const KV *k_cache, *v_cache;
     const float *k_scales, *v_scales;
+    const int* block_table;
+    int num_kv_heads, kv_head, block_size;
 
-    // KV head kv_head of block block_id, from its key offset on.
-    __device__ __forceinline__ Place(const KV* k_cache, const KV* v_cache, const float* k_scales, const float* v_scales,
-                                     i64 block_id, int num_kv_heads, int kv_head, int block_size, int head_dim,
-                                     int offset) {
-        const i64 key = (block_id * num_kv_heads + kv_head) * block_size + offset;
-        k = k_cache + key * head_dim;
-        v = v_cache + key * head_dim;
-        this->k_scales = k_scales + key;
-        this->v_scales = v_scales + key;
+    __device__ __forceinline__ int block_of(int key) const { return load<int>(block_table + key / block_size); }
+
+    // Key offset of a block, counted through the whole cache.
+    __device__ __forceinline__ i64 place_of(i64 block_id, int offset) const {
+        return (block_id * num_kv_heads + kv_head) * block_size + offset;
     }
 };
 
@@ -61,24 +62,24 @@ struct Tile {
     static constexpr int kSteps = kHeadDim / 16;       // of a product with a key
     static_assert(kHeadDim % 16 == 0 && kKeys % kGroupKeys == 0, "whole matrices");
 
-    // Start to copy 16 keys to rows row.. by kThreads threads; the first num_wanted of them, the rest is zero.
-    template <int kThreads, typename Bytes>
-    static __device__ __forceinline__ void fetch(Bytes tile, int row, const Place<KV>& place, int num_wanted,
-                                                 int thread) {
+    // Start to copy the 16 keys from a place on to rows row.., by kThreads threads; behind num_wanted come zeros.
+    template <int kThreads>
+    static __device__ __forceinline__ void fetch(SharedBytes tile, int row, const PagedKeys<KV, kHeadDim>& keys,
+                                                 i64 place, int num_wanted, int thread) {
         constexpr int kPerChunk = kVectorBytes / static_cast<int>(sizeof(KV));
 #pragma unroll
         for (int i = thread; i < kGroupKeys * kChunks; i += kThreads) {
             const int at = (row + i / kChunks) * kRowBytes + i % kChunks * kVectorBytes;
             const bool wanted = i / kChunks < num_wanted;
-            copy_async(&tile[at], place.k + i * kPerChunk, wanted);
-            copy_async(&tile[kValues + at], place.v + i * kPerChunk, wanted);
+            copy_async(&tile[at], keys.k_cache + place * kHeadDim + i * kPerChunk, wanted);
+            copy_async(&tile[kValues + at], keys.v_cache + place * kHeadDim + i * kPerChunk, wanted);
         }
         if constexpr (kScaled) {
             constexpr int kQuarters = kGroupKeys / 4;
             for (int i = thread; i < 2 * kQuarters; i += kThreads) {
                 const int at = kScales + (i / kQuarters * kKeys + row + i % kQuarters * 4) * 4;
-                const float* scales = i < kQuarters ? place.k_scales : place.v_scales;
-                copy_async(&tile[at], scales + i % kQuarters * 4, i % kQuarters * 4 < num_wanted);
+                const float* scales = i < kQuarters ? keys.k_scales : keys.v_scales;
+                copy_async(&tile[at], scales + place + i % kQuarters * 4, i % kQuarters * 4 < num_wanted);
             }
         }
     }
@@ -130,9 +131,9 @@ struct Tile {
     };
 
     // products[j] += queries with keys 8 * j.. of the tile.
-    template <bool kKept, typename Bytes>
+    template <bool kKept>
     static __device__ __forceinline__ void multiply_keys(float (&products)[kKeys / 8][4], const Queries<kKept>& queries,
-                                                         Bytes tile) {
+                                                         SharedBytes tile) {
         const int lane = threadIdx.x % kWarp;
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
@@ -156,10 +157,25 @@ struct Tile {
         }
     }
 
+    // The scores of products with keys base.. of the tile; seen(key, row) says which keys rows 0 and 1 of a lane see.
+    template <typename Seen>
+    static __device__ __forceinline__ void score(float (&products)[kKeys / 8][4], SharedBytes tile, int base,
+                                                 const Scoring& scoring, Seen seen) {
+#pragma unroll
+        for (int j = 0; j < kKeys / 8; ++j) {
+            const int column = j * 8 + threadIdx.x % 4 * 2;
+            const auto scales = key_scales(tile, column);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float found = scoring.of(products[j][i] * scales[i % 2]);
+                products[j][i] = seen(base + column + i % 2, i / 2) ? found : kMasked;
+            }
+        }
+    }
+
     // sums += weights, of keys 16 * group.., with their values.
-    template <typename Bytes>
     static __device__ __forceinline__ void multiply_values(float (&sums)[kHeadDim / 8][4], const u32 (&weights)[4],
-                                                           int group, Bytes tile) {
+                                                           int group, SharedBytes tile) {
         const int lane = threadIdx.x % kWarp, row = group * kGroupKeys + lane % 16;
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; chunk += 2) {
@@ -182,14 +198,12 @@ struct Tile {
     }
 
     // Scales of keys key and key + 1, 1 where there are none.
-    template <typename Bytes>
-    static __device__ __forceinline__ Vector<float, 2> key_scales(Bytes tile, int key) {
+    static __device__ __forceinline__ Vector<float, 2> key_scales(SharedBytes tile, int key) {
         if constexpr (kScaled) return load<Vector<float, 2>>(&tile[kScales + key * 4]);
         return {{1.0f, 1.0f}};
     }
 
-    template <typename Bytes>
-    static __device__ __forceinline__ Vector<float, 2> value_scales(Bytes tile, int key) {
+    static __device__ __forceinline__ Vector<float, 2> value_scales(SharedBytes tile, int key) {
         if constexpr (kScaled) return load<Vector<float, 2>>(&tile[kScales + (kKeys + key) * 4]);
         return {{1.0f, 1.0f}};
     }
@@ -209,8 +223,7 @@ struct Softmax {
     float sums[kHeadDim / 8][4] = {};
 
     // Take in the values of the tile with the weights of these scores.
-    template <typename Bytes>
-    __device__ __forceinline__ void take(float (&scores)[kKeys / 8][4], Bytes tile) {
+    __device__ __forceinline__ void take(float (&scores)[kKeys / 8][4], SharedBytes tile) {
         raise(scores);
         const int t = threadIdx.x % 4 * 2;
 #pragma unroll

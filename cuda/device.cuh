@@ -44,7 +44,7 @@ struct SharedArray {
     __device__ __forceinline__ T& operator[](int i) { return data[i]; }
 };
 
-// The shared memory whose size the launch decides, from a byte of it on; aligned to 1024 bytes; of auto type in kernels.
+// The shared memory whose size the launch decides, from a byte on; aligned to 1024 bytes; of auto type in kernels.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared(int at_bytes = 0) {
     extern __shared__ __align__(1024) u8 dynamic_shared_bytes[];

@@ -48,7 +48,7 @@ def others(gpu: EmulatedGpu) -> None:
     assert torch.equal(rms_norm_gpu(gpu, x, weight, eps=1e-5), rms_norm_ref(x, weight, eps=1e-5))
     activation_mul_gpu(gpu, x, "gelu_tanh")
     cache = torch.zeros(2, 2, 16, HEAD_DIM).to(FP8)
-    q, k, v = random(3, 8, HEAD_DIM, dtype=BF16).split([4, 2, 2], dim=1)
+    q, k, v = torch.split(random(3, 8, HEAD_DIM, dtype=BF16), [4, 2, 2], dim=1)
     rope_store_kv_gpu(
         gpu,
         *(q, k, v, torch.arange(3), torch.ones(3, 2, HEAD_DIM // 2), cache, cache.clone()),
