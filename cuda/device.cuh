@@ -64,6 +64,14 @@ __device__ __forceinline__ void copy_async(void* to, const void* p, bool wanted)
                  : "memory");
 }
 
+// The same at kTo bytes behind to and kFrom bytes behind p, which costs no instruction.
+template <int kTo, int kFrom>
+__device__ __forceinline__ void copy_async_at(void* to, const void* p, bool wanted) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0 + %3], [%1 + %4], 16, %2;" ::"r"(shared_address(to)), "l"(p),
+                 "r"(wanted ? 16 : 0), "n"(kTo), "n"(kFrom)
+                 : "memory");
+}
+
 // What this thread has started since the last call is a group.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

@@ -30,6 +30,9 @@
 //       an H200 that copies 4.3 TB/s: 1.07 GB, 250 us. Three blocks of 68 KB fit a multiprocessor, 104 KB are on their
 //       way, four times what 800 ns at full rate need. At 1 x 1k the launches decide: two of 2 to 3 us and a chain of
 //       three loads from memory, some 8 us. Not measured yet.
+//   v2  As v2 of paged_prefill: 627 instructions of the loop became 503 (bf16, heads of 128, sm_90a), 873 became 802 of
+//       e4m3, where half of them turn codes into numbers. A tile of 16 keys is 8 or 4 KB, so four instructions a clock
+//       would be 15 and 4.7 TB/s on an H200: e4m3 may well be bound by them. Not measured yet.
 #include "attention.cuh"
 
 // The keys of a sequence that a block sees.
@@ -83,9 +86,10 @@ struct Meeting {
         return kSums + (state * kRowsOfState + row) * 2;
     }
 
-    // Bring the two rows that each lane of a warp has a part of.
+    // Bring the two rows that each lane of a warp has a part of; their largest scores become powers of two.
     template <typename KeyTile, typename Softmax>
-    static __device__ __forceinline__ void bring(const Softmax& softmax, int state, int num_rows, SharedFloats floats) {
+    static __device__ __forceinline__ void bring(const Softmax& softmax, float factor, int state, int num_rows,
+                                                 SharedFloats floats) {
         const int lane = threadIdx.x % kWarp;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -97,7 +101,7 @@ struct Meeting {
                 floats[sums_of(state, row) + KeyTile::dimension_of(n, 1)] = softmax.sums[n][2 * i + 1];
             }
             if (lane % 4 == 0)
-                store(&floats[totals_of(state, row)], Vector<float, 2>{{softmax.max[i], softmax.total[i]}});
+                store(&floats[totals_of(state, row)], Vector<float, 2>{{softmax.max[i] * factor, softmax.total[i]}});
         }
     }
 
@@ -187,15 +191,19 @@ paged_decode(T* __restrict__ out, float* __restrict__ partial_out, float* __rest
         ring.fetch(slot == 0 ? kStages - 1 : slot - 1);  // into the slot of the last tile
         float scores[kGroupKeys / 8][4] = {};
         KeyTile::multiply_keys(scores, queries, ring.tile(slot));
-        KeyTile::score(scores, ring.tile(slot), base, scoring,
-                       [&](int key, int) { return key >= split.first && key < split.end; });
-        softmax.take(scores, ring.tile(slot));
+        KeyTile::score(scores, ring.tile(slot), scoring);
+        if (base < split.first || base + kGroupKeys > split.end) {
+            const int first[2] = {split.first - base, split.first - base};
+            const int behind[2] = {split.end - base, split.end - base};
+            KeyTile::mask(scores, first, behind);
+        }
+        softmax.take(scores, scoring.factor, ring.tile(slot));
         if (++slot == kStages) slot = 0;
     }
     wait_copies<0>();
     softmax.finish();
     __syncthreads();  // the rings become the meeting
-    Meet::template bring<KeyTile>(softmax, warp, num_rows, dynamic_shared<float>());
+    Meet::template bring<KeyTile>(softmax, scoring.factor, warp, num_rows, dynamic_shared<float>());
     __syncthreads();
     Meet::finish(out, partial_out, partial_totals, dynamic_shared<float>(), split.token, num_heads, first_head,
                  num_rows, kWarps * kWarp);
@@ -228,28 +236,27 @@ struct RowState {
     __device__ __forceinline__ void take(const PagedKeys<KV, kHeadDim>& keys, i64 place, int base,
                                          const Scoring& scoring, Seen seen) {
         Vector<KV, kWidth> k[kTurns] = {}, v[kTurns] = {};
+        float k_scales[kTurns], v_scales[kTurns];
         place += threadIdx.x % kWarp / kLanes;
         base += threadIdx.x % kWarp / kLanes;
 #pragma unroll
         for (int turn = 0; turn < kTurns; ++turn) {
+            k_scales[turn] = v_scales[turn] = 1.0f;
             if (!is_live() || !seen(base + turn * kRowsAtOnce)) continue;
             const i64 at = (place + turn * kRowsAtOnce) * kHeadDim + dimension();
             k[turn] = load_once<Vector<KV, kWidth>>(keys.k_cache + at);
             v[turn] = load_once<Vector<KV, kWidth>>(keys.v_cache + at);
+            if constexpr (sizeof(KV) == 1) {
+                k_scales[turn] = load<float>(keys.k_scales + place + turn * kRowsAtOnce);
+                v_scales[turn] = load<float>(keys.v_scales + place + turn * kRowsAtOnce);
+            }
         }
-        float scores[kTurns], value_scales[kTurns], found = max;
+        float scores[kTurns], found = max;
 #pragma unroll
         for (int turn = 0; turn < kTurns; ++turn) {
-            const bool visible = seen(base + turn * kRowsAtOnce);
-            float product = product_with(k[turn]);
-            value_scales[turn] = 1.0f;
-            if constexpr (sizeof(KV) == 1) {
-                if (visible) {
-                    product *= load<float>(keys.k_scales + place + turn * kRowsAtOnce);
-                    value_scales[turn] = load<float>(keys.v_scales + place + turn * kRowsAtOnce);
-                }
-            }
-            scores[turn] = visible ? scoring.of(product) : kMasked;
+            scores[turn] = product_with(k[turn]) * k_scales[turn];
+            if (scoring.cap > 0.0f) scores[turn] = scoring.capped(scores[turn]);
+            scores[turn] = seen(base + turn * kRowsAtOnce) ? scores[turn] * scoring.factor : kMasked;
             found = fmaxf(found, scores[turn]);
         }
         raise(found);
@@ -258,7 +265,7 @@ struct RowState {
             const float weight = scores[turn] > kMasked ? exp2_fast(scores[turn] - max) : 0.0f;
             total += weight;
 #pragma unroll
-            for (int i = 0; i < kWidth; ++i) sums[i] += weight * value_scales[turn] * to_float(v[turn][i]);
+            for (int i = 0; i < kWidth; ++i) sums[i] += weight * v_scales[turn] * to_float(v[turn][i]);
         }
     }
 

@@ -25,6 +25,12 @@
 //   v1  mma.sync m16n8k16, 16 rows a warp, the next tile copied while one is computed, the rows with most keys first.
 //       Heads of 256 read their queries anew for each tile: kept in registers they spilled (nvcc 13.0, sm_90a), as e4m3
 //       of 64 and 80 did until the compiler was told how many blocks share a multiprocessor.
+//   v2  Caps and masks are decided for a tile, not for each score; a copy's turns are known when it is compiled, so most
+//       addresses are immediate; rows are brought down only where one of the warp's found a larger score; a bare
+//       product's factor is part of the power. Of the loop's instructions (bf16, heads of 128, sm_90a, as nvdisasm
+//       counts them) there were 2965 and are 1285, both kinds of fetch and the cap included; 128 are mma. What went
+//       wrong on the way: left to itself the compiler unrolled the copies by four for a count that it did not know,
+//       and took the 64-bit address of each apart and put it together again. Not measured yet.
 //       Expected at 32 and 8 heads of 128, bf16, 8192 tokens, on an H200: each warp loads a tile from shared memory for
 //       16 rows, which bounds it to 16 FLOP a byte, 2048 a clock and multiprocessor of the 4096 that it can do: at most
 //       400 TFLOP/s, 1.4 ms; FlashAttention-3 takes 0.81. Not measured yet.
@@ -142,9 +148,9 @@ paged_prefill(T* __restrict__ out, const T* __restrict__ q, const KV* __restrict
     // Keys that any of the block's rows sees, from a multiple of kKeys on, and those that all of them see.
     const int first = num_computed + tile.row / group_size;
     const int last = num_computed + (smaller(tile.row + kWarps * kRows, num_rows) - 1) / group_size;
-    const int unseen = sliding_window > 0 ? first - sliding_window + 1 : 0;
-    const int begin = unseen > 0 ? unseen / kKeys * kKeys : 0, end = last + 1;
-    const int all_from = sliding_window > 0 ? last - sliding_window + 1 : 0, all_to = first + 1;
+    const int window = sliding_window > 0 ? sliding_window : last + 1;
+    const int begin = first >= window ? (first - window + 1) / kKeys * kKeys : 0, end = last + 1;
+    const int all_from = last - window + 1, all_to = first + 1;
 
     const int* block_table = block_tables + static_cast<i64>(tile.seq) * max_blocks;
     const Keys paged{k_cache, v_cache, k_scales, v_scales, block_table, num_kv_heads, kv_head, block_size};
@@ -159,12 +165,13 @@ paged_prefill(T* __restrict__ out, const T* __restrict__ q, const KV* __restrict
         __syncthreads();
         float scores[kKeys / 8][4] = {};
         KeyTile::multiply_keys(scores, queries, walker.tile(slot));
-        const bool all = base >= all_from && base + kKeys <= all_to;
-        KeyTile::score(scores, walker.tile(slot), base, scoring, [&](int key, int row) {
-            const int position = rows.position[row];
-            return all || (key <= position && (sliding_window <= 0 || key > position - sliding_window));
-        });
-        softmax.take(scores, walker.tile(slot));
+        KeyTile::score(scores, walker.tile(slot), scoring);
+        if (base < all_from || base + kKeys > all_to) {
+            const int behind[2] = {rows.position[0] + 1 - base, rows.position[1] + 1 - base};
+            const int first[2] = {behind[0] - window, behind[1] - window};
+            KeyTile::mask(scores, first, behind);
+        }
+        softmax.take(scores, scoring.factor, walker.tile(slot));
         __syncthreads();  // the slot is filled anew
     }
     wait_copies<0>();
