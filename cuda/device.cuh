@@ -26,6 +26,17 @@ __device__ __forceinline__ void store(void* p, const V& value) {
     *static_cast<V*>(p) = value;
 }
 
+// 16 bytes of global memory that nobody writes meanwhile and nobody will read again soon.
+template <typename V>
+__device__ __forceinline__ V load_once(const void* p) {
+    static_assert(sizeof(V) == 16, "one instruction");
+    uint4 bits;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+        : "l"(p));
+    return reinterpret_cast<const V&>(bits);
+}
+
 // An array in shared memory: __shared__ SharedArray<float, 32> partial;
 template <typename T, int kSize>
 struct SharedArray {
@@ -33,11 +44,72 @@ struct SharedArray {
     __device__ __forceinline__ T& operator[](int i) { return data[i]; }
 };
 
-// The shared memory whose size the launch decides, aligned to 1024 bytes; of auto type in kernels.
+// The shared memory whose size the launch decides, from a byte on; aligned to 1024 bytes; of auto type in kernels.
 template <typename T>
-__device__ __forceinline__ T* dynamic_shared() {
+__device__ __forceinline__ T* dynamic_shared(int at_bytes = 0) {
     extern __shared__ __align__(1024) u8 dynamic_shared_bytes[];
-    return reinterpret_cast<T*>(dynamic_shared_bytes);
+    return reinterpret_cast<T*>(dynamic_shared_bytes + at_bytes);
+}
+
+__device__ __forceinline__ u32 shared_address(const void* p) {
+    u32 at;
+    asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(at) : "l"(p));
+    return at;
+}
+
+// Start to copy 16 bytes of global memory to shared memory; zeros where they are not wanted, and p is not read then.
+__device__ __forceinline__ void copy_async(void* to, const void* p, bool wanted) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(p),
+                 "r"(wanted ? 16 : 0)
+                 : "memory");
+}
+
+// The same at kTo bytes behind to and kFrom bytes behind p, which costs no instruction.
+template <int kTo, int kFrom>
+__device__ __forceinline__ void copy_async_at(void* to, const void* p, bool wanted) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0 + %3], [%1 + %4], 16, %2;" ::"r"(shared_address(to)), "l"(p),
+                 "r"(wanted ? 16 : 0), "n"(kTo), "n"(kFrom)
+                 : "memory");
+}
+
+// What this thread has started since the last call is a group.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until all of this thread's groups but the last kGroups have arrived; others see them behind a barrier only.
+template <int kGroups>
+__device__ __forceinline__ void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// Four 8 x 8 matrices of 16 bits from shared memory; lane i gives row i % 8 of matrix i / 8, 16 bytes. Register m of
+// lane i is elements 2 * (i % 4) and the next of row i / 4 of matrix m.
+__device__ __forceinline__ void load_matrices(u32 (&x)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(shared_address(row)));
+}
+
+// The same of the transposed matrices.
+__device__ __forceinline__ void load_matrices_transposed(u32 (&x)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(shared_address(row)));
+}
+
+// c += a b, of a warp: a [16, 16], b [16, 8], c [16, 8] float32; with g = lane / 4 and t = 2 * (lane % 4)
+//   a   (g, t..t+1), (g + 8, t..t+1), (g, t+8..t+9), (g + 8, t+8..t+9)
+//   b   (t..t+1, g), (t+8..t+9, g)
+//   c   (g, t), (g, t + 1), (g + 8, t), (g + 8, t + 1)
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_fp16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // 2^x; error 2 ulp, results below 2^-126 become 0.
@@ -62,6 +134,7 @@ __device__ __forceinline__ float rsqrt_fast(float x) {
 }
 
 __device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ u32 bits_of_float(float x) { return __float_as_uint(x); }
 
 // The bits of the nearest bfloat16, ties to even.
 __device__ __forceinline__ u16 bf16_bits_of(float x) {
@@ -82,6 +155,35 @@ __device__ __forceinline__ float float_of_fp16_bits(u16 bits) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(bits));
     return y;
 }
+
+// Two values rounded alike, the first in the lower half.
+__device__ __forceinline__ u32 bf16_pair_bits_of(float low, float high) {
+    u32 y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+__device__ __forceinline__ u32 fp16_pair_bits_of(float low, float high) {
+    u32 y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+// x * y + -0, both halves, rounded once.
+__device__ __forceinline__ u32 multiply_bf16_pair(u32 x, u32 y) {
+    u32 z;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(y), "r"(0x80008000u));
+    return z;
+}
+
+__device__ __forceinline__ u32 multiply_fp16_pair(u32 x, u32 y) {
+    u32 z;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(y), "r"(0x80008000u));
+    return z;
+}
+
+// The first lane of a mask that is not 0.
+__device__ __forceinline__ int first_lane(u32 mask) { return __ffs(static_cast<int>(mask)) - 1; }
 
 #else
 #include "cuemu.h"

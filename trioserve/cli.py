@@ -1,8 +1,9 @@
-"""``trioserve serve [MODEL] ...``: flags to Settings, nothing else; ``trioserve chat`` reads its own."""
+"""``trioserve serve [MODEL] ...``: flags to Settings, nothing else; ``chat`` and ``check`` read their own."""
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["chat"]:
         return _chat(words[1:])
+    if words[:1] == ["check"]:
+        return _check(words[1:])
     try:
         arguments = _parse(words)
         del arguments["command"]
@@ -55,6 +58,11 @@ def _chat(words: Sequence[str]) -> int:
     from trioserve.client.terminal import main as chat  # servers need no client
 
     return chat(words)
+
+
+def _check(words: Sequence[str]) -> int:
+    """In a process of its own: kernels are the works', which the front never loads."""
+    return subprocess.run([sys.executable, "-m", "trioserve.kernels", *words], check=False).returncode
 
 
 def _parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -151,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print every setting and where it comes from, then end",
     )
     commands.add_parser("chat", help="talk to a server in the terminal", add_help=False)
+    commands.add_parser("check", help="compile the CUDA kernels beforehand", add_help=False)
     for settings_group in GROUPS:
         group = serve.add_argument_group(settings_group.__doc__)
         for name, field in settings_group.model_fields.items():

@@ -24,6 +24,7 @@ TrioserveError
 |  |  |- StoreUnavailable    the database of stored completions does not answer
 |- RequestTimeout           the request's own deadline passed; 408
 |- NoFreeBlocks             the scheduler's own: preempts, never leaves the room
+|- KernelError              a CUDA kernel cannot be compiled, loaded or launched
 |- EngineError              nobody outside can fix it
    |- WorkerDied
    |- WorkerStalled
@@ -165,6 +166,10 @@ class RequestTimeout(TrioserveError):
 
 class NoFreeBlocks(TrioserveError):
     """Fewer KV blocks are free than asked for; the pool is unchanged."""
+
+
+class KernelError(TrioserveError):
+    """A CUDA kernel cannot be had or launched; the message is one sentence that says why and what helps."""
 
 
 class EngineError(TrioserveError):

@@ -6,6 +6,7 @@ test module asks for.
 
 import ctypes
 import hashlib
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,13 @@ _FLAGS: Final = (
     "-std=c++17 -O1 -shared -fPIC -fvisibility=hidden -fno-gnu-unique -fno-strict-aliasing "
     "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 ).split()
+SANITIZE: Final = "CUEMU_SANITIZE"
+"""A variable: where it is set, AddressSanitizer and UBSan watch the kernels and the emulator itself."""
+_SANITIZERS: Final = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-sanitize=vptr -O0".split()
 _POINTEES: Final[Mapping[str, torch.dtype]] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "e4m3": torch.float8_e4m3fn,
     "f32": torch.float32,
     "i32": torch.int32,
     "i64": torch.int64,
@@ -108,7 +113,8 @@ def build(source: Path, kernels: Sequence[str], folder: Path, *, defines: Sequen
     stem = folder / f"{source.stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if not stem.with_suffix(".so").exists():
         stem.with_suffix(".cpp").write_text(text)
-        command = ["g++", *_FLAGS, f"-I{HERE}", f"-I{CUDA}", f"{stem}.cpp", "-o", f"{stem}.so"]
+        flags = [*_FLAGS, *(_SANITIZERS if os.environ.get(SANITIZE) else ())]
+        command = ["g++", *flags, f"-I{HERE}", f"-I{CUDA}", f"{stem}.cpp", "-o", f"{stem}.so"]
         subprocess.run(command, check=True)
     return Library(stem.with_suffix(".so"), kernels)
 

@@ -87,6 +87,8 @@ inline void __syncwarp(u32 mask = 0xffffffffu) { cuemu::collective(cuemu::sync_w
 
 // ---- the primitives of device.cuh
 
+inline int first_lane(u32 mask) { return __builtin_ctz(mask); }
+
 template <typename V>
 V load(const void* p) {
     cuemu::check_access(p, sizeof(V), alignof(V), cuemu::Access::read);
@@ -119,8 +121,15 @@ private:
 };
 
 template <typename T>
-cuemu::SharedPointer<T> dynamic_shared() {
-    return cuemu::SharedPointer<T>(cuemu::shared.data);
+cuemu::SharedPointer<T> dynamic_shared(int at_bytes = 0) {
+    return cuemu::SharedPointer<T>(cuemu::shared.data + at_bytes);
+}
+
+template <typename V>
+V load_once(const void* p) {
+    static_assert(sizeof(V) == 16, "one instruction");
+    if (cuemu::shared.holds(p)) cuemu::fail("shared memory is read as if it were global");
+    return load<V>(p);
 }
 
 inline float exp2_fast(float x) {
@@ -166,11 +175,31 @@ inline float float_of_fp16_bits(u16 bits) {
     return sign ? -magnitude : magnitude;
 }
 
+inline u32 bf16_pair_bits_of(float low, float high) {
+    return bf16_bits_of(low) | static_cast<u32>(bf16_bits_of(high)) << 16;
+}
+inline u32 fp16_pair_bits_of(float low, float high) {
+    return fp16_bits_of(low) | static_cast<u32>(fp16_bits_of(high)) << 16;
+}
+inline float float_of_bf16_bits(u16 bits) { return float_of_bits(static_cast<u32>(bits) << 16); }
+// A product of two such values is exact in float32, but for what is beyond it.
+inline u32 multiply_bf16_pair(u32 x, u32 y) {
+    const auto half = [](u32 bits) { return float_of_bf16_bits(static_cast<u16>(bits)); };
+    return bf16_pair_bits_of(half(x) * half(y), half(x >> 16) * half(y >> 16));
+}
+inline u32 multiply_fp16_pair(u32 x, u32 y) {
+    const auto half = [](u32 bits) { return float_of_fp16_bits(static_cast<u16>(bits)); };
+    return fp16_pair_bits_of(half(x) * half(y), half(x >> 16) * half(y >> 16));
+}
+
+#include "matrices.h"
+
 // ---- the entry of kernel number n: cuemu_launch_<n>(launch, values, bytes). values are pointers to the argument
 // values, as cuLaunchKernel takes them; bytes[i] is the size of the tensor that value i points to.
 
 struct bf16;
 struct fp16;
+struct e4m3;
 
 namespace cuemu {
 
@@ -193,6 +222,7 @@ CUEMU_NAME(float, "f32")
 CUEMU_NAME(int, "i32")
 CUEMU_NAME(u32, "u32")
 CUEMU_NAME(i64, "i64")
+CUEMU_NAME(e4m3, "e4m3")
 CUEMU_NAME(u16, "u16")
 CUEMU_NAME(u8, "u8")
 #undef CUEMU_NAME

@@ -53,6 +53,13 @@ struct Place {
     int line = 0;
 };
 
+// 16 bytes on their way to shared memory.
+struct Copy {
+    void* to;
+    const void* from;  // null: zeros
+    int group;
+};
+
 struct Thread {
     Fiber fiber;
     State state;
@@ -60,6 +67,8 @@ struct Thread {
     Dim3 index;
     Request request;
     Place place;   // of the barrier
+    std::vector<Copy> copies;
+    int num_groups;  // of copies, so far
     int warp() const { return number / kLanes; }
     int lane() const { return number % kLanes; }
 };
@@ -147,6 +156,7 @@ inline void collective(Collective carry_out, uint32_t mask, const void* in = nul
 
 inline void run_thread() {
     machine.body(machine.values);
+    if (!machine.current->copies.empty()) fail("this thread leaves, and copies of it are on their way");
     machine.current->state = State::left;
     ++machine.num_left;
     if (machine.num_waiting) fail("divergent barrier: this thread leaves, %d others wait", machine.num_waiting);
@@ -197,6 +207,8 @@ inline void start_block(const Dim3& index) {
         thread.state = State::ready;
         thread.number = static_cast<int>(i);
         thread.index = m.block.at(i);
+        thread.copies.clear();
+        thread.num_groups = 0;
         thread.fiber.start(run_thread, stacks() + i * kStackBytes, kStackBytes);
     }
 }

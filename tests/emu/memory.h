@@ -2,6 +2,8 @@
 //
 // Each shared byte remembers who wrote it and who read it last, and when: an access that no barrier orders after that
 // is a race, found whatever the order of the threads. A read of a byte that no thread of the block wrote is an error.
+// An asynchronous copy arrives as late as the program allows, when it is waited for; until then nobody may touch its
+// bytes, and then it counts as written by the thread that waited.
 #pragma once
 
 #include "machine.h"
@@ -39,7 +41,7 @@ struct Past {
 
 struct Shared {
     struct Byte {
-        bool reserved = false;
+        bool reserved = false, awaited = false;
         Past written, read;
     };
     alignas(1024) char data[kSharedBytes];
@@ -69,8 +71,14 @@ struct Shared {
         const size_t begin = static_cast<const char*>(p) - data;
         for (size_t i = begin; i < begin + size; ++i) {
             if (i >= kSharedBytes || !bytes[i].reserved) fail("out of bounds: byte %zu of shared memory", i);
+            if (bytes[i].awaited) fail("byte %zu of shared memory is touched, a copy to it is on its way", i);
             access == Access::read ? note_read(bytes[i], i, now) : note_write(bytes[i], i, now);
         }
+    }
+
+    void await(const void* p, size_t size, bool awaited) {
+        const size_t begin = static_cast<const char*>(p) - data;
+        for (size_t i = begin; i < begin + size; ++i) bytes[i].awaited = awaited;
     }
 
 private:

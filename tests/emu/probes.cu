@@ -61,6 +61,84 @@ __global__ void places(int* out) {
     store(place + 1, thread);
 }
 
+// Four e4m3 in one register, and each as one: out [size, 5].
+template <typename T>
+__global__ void widen_codes(float* out, const u8* codes, int size) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    u32 four = 0;
+    for (int j = 0; j < 4; ++j) four |= static_cast<u32>(load<u8>(codes + (i + 61 * j) % size)) << 8 * j;
+    const u32 even = even_pair_of<T>(four), odd = odd_pair_of<T>(four);
+    store(out + 5 * i, to_float(T{static_cast<u16>(even)}));
+    store(out + 5 * i + 1, to_float(T{static_cast<u16>(odd)}));
+    store(out + 5 * i + 2, to_float(T{static_cast<u16>(even >> 16)}));
+    store(out + 5 * i + 3, to_float(T{static_cast<u16>(odd >> 16)}));
+    store(out + 5 * i + 4, to_float(e4m3{static_cast<u8>(four)}));
+}
+
+__global__ void narrow_codes(e4m3* out, const float* x, int size) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) store(out + i, from_float<e4m3>(load<float>(x + i)));
+}
+
+// c = a b, a [16, 16], b [8, 16] by columns or [16, 8] by rows: all through shared memory.
+template <typename T, bool kTransposed>
+__global__ void multiply(float* c, const T* a, const T* b) {
+    const auto rows = dynamic_shared<u8>(), columns = dynamic_shared<u8>(512);
+    const int lane = threadIdx.x;
+    copy_async(&rows[lane * 16], a + lane * 8, true);
+    copy_async(&columns[lane * 16], b + lane % 16 * 8, lane < 16);
+    commit_copies();
+    wait_copies<0>();
+    __syncwarp();
+    u32 x[4], y[4];
+    load_matrices(x, &rows[lane % 16 * 32 + lane / 16 * 16]);
+    if (kTransposed) load_matrices_transposed(y, &columns[lane % 16 * 16]);
+    else load_matrices(y, &columns[lane % 8 * 32 + lane / 8 % 2 * 16]);
+    float sums[4] = {};
+    mma<T>(sums, x, y[0], y[1]);
+    for (int i = 0; i < 4; ++i) store(c + (lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2, sums[i]);
+}
+
+// A copy that is not wanted gives zeros.
+__global__ void copy_some(float* out, const float* x, int wanted) {
+    const auto numbers = dynamic_shared<float>();
+    copy_async(&numbers[4 * threadIdx.x], x + 4 * threadIdx.x, static_cast<int>(threadIdx.x) < wanted);
+    commit_copies();
+    wait_copies<0>();
+    for (int i = 0; i < 4; ++i) store(out + 4 * threadIdx.x + i, static_cast<float>(numbers[4 * threadIdx.x + i]));
+}
+
+// ---- asynchronous copies
+
+__global__ void read_too_early(float* out, const float* x) {
+    const auto numbers = dynamic_shared<float>();
+    copy_async(&numbers[0], x, true);
+    commit_copies();
+    copy_async(&numbers[4], x + 4, true);
+    commit_copies();
+    wait_copies<1>();
+    store(out, static_cast<float>(numbers[0]));
+    store(out + 1, static_cast<float>(numbers[4]));
+}
+
+__global__ void read_of_another(float* out, const float* x) {
+    const auto numbers = dynamic_shared<float>();
+    copy_async(&numbers[4 * threadIdx.x], x + 4 * threadIdx.x, true);
+    commit_copies();
+    wait_copies<0>();
+    store(out + threadIdx.x, static_cast<float>(numbers[4 * (threadIdx.x ^ 1)]));
+}
+
+__global__ void never_waited(const float* x) {
+    copy_async(&dynamic_shared<float>()[0], x, true);
+    commit_copies();
+}
+
+__global__ void copy_off_its_boundary(const float* x) { copy_async(&dynamic_shared<float>()[0], x + 1, true); }
+
+__global__ void copy_beyond(const float* x, int at) { copy_async(&dynamic_shared<float>()[at], x, true); }
+
 // ---- barriers and collectives
 
 __global__ void barrier_in_a_branch() {

@@ -1,16 +1,15 @@
 """Tensors for tests, and how near a kernel must come to its reference."""
 
+from typing import Final
+
 import torch
 from torch import Tensor
+
+TYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "float": torch.float32}
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def poison(*shape: int, dtype: torch.dtype) -> Tensor:
-    """What an output holds before the kernel: a forgotten element is no number."""
-    return torch.full(shape, torch.nan, dtype=dtype)
 
 
 def ulps_apart(found: Tensor, expected: Tensor) -> int:

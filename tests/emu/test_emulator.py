@@ -7,7 +7,10 @@ from torch import Tensor
 from tests.emu.build import HERE, ORDERS, EmulatorError, Library
 from tests.emu.conftest import Emulate
 
-RIGHT = "convert<bf16> convert<fp16> exchange sums reverse rotate_lanes places".split()
+RIGHT = (
+    "convert<bf16> convert<fp16> exchange sums reverse rotate_lanes places narrow_codes copy_some widen_codes<bf16> "
+    "widen_codes<fp16> multiply<bf16,false> multiply<bf16,true> multiply<fp16,false> multiply<fp16,true>"
+).split()
 WAITING = {
     "barrier_in_a_branch": r"deadlock: 32 threads wait at a barrier|divergent",
     "two_barriers": r"divergent barrier: .*probes.cu:\d+, while others wait at .*probes.cu:\d+",
@@ -20,7 +23,7 @@ WAITING = {
 """Kernels without arguments, of 64 threads, and what is said of them."""
 OTHERS = (
     "shared_beyond dynamic_beyond read_before_write write_after_read two_writers misaligned_load misaligned_store "
-    "store_to_input"
+    "store_to_input read_too_early read_of_another never_waited copy_off_its_boundary copy_beyond"
 ).split()
 
 
@@ -48,6 +51,72 @@ def test_conversions_round_as_torch_does(library: Library, kind: str, dtype: tor
     )
     torch.testing.assert_close(narrowed, x.to(dtype), rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(widened, x.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_codes_of_8_bits_are_what_torch_has(library: Library, kind: str) -> None:
+    """All of them, alone and as four; 0x7f and 0xff, no numbers, become 480: nothing here writes them unasked."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    out = torch.empty(256, 5)
+    library.launch(f"widen_codes<{kind}>", *(out, codes, 256), grid=(1,), block=(256,))
+    expected = codes.view(torch.float8_e4m3fn).float().nan_to_num(480.0)
+    expected[255] = -480.0
+    assert torch.equal(out, torch.stack([*(expected.roll(-61 * j) for j in range(4)), expected], dim=1))
+
+
+def test_numbers_go_to_the_nearest_code(library: Library) -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    values = every.view(torch.float8_e4m3fn).float()[:127]
+    scattered = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 3, 4000)
+    x = torch.cat([values, (values[1:] + values[:-1]) / 2, scattered, torch.tensor([449.0, 1e9, torch.inf])])
+    x = torch.cat([x, -x, torch.tensor([torch.nan])])
+    out = torch.empty(len(x), dtype=torch.float8_e4m3fn)
+    library.launch("narrow_codes", *(out, x, len(x)), grid=(-(-len(x) // 256),), block=(256,))
+    expected = x.clamp(-448, 448).to(torch.float8_e4m3fn)
+    assert torch.equal(out.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("kind", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_a_warp_multiplies_matrices(
+    library: Library, kind: str, dtype: torch.dtype, transposed: bool, order: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((16, 16), (16, 8)))
+    c = torch.full((16, 8), torch.nan)
+    given = b if transposed else b.T.contiguous()
+    kernel = f"multiply<{kind},{str(transposed).lower()}>"
+    library.launch(kernel, *(c, a, given), grid=(1,), block=(32,), shared_bytes=1024, order=order)
+    torch.testing.assert_close(c, a.float() @ b.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [0, 3, 8])
+def test_copies_that_are_not_wanted_are_zeros_and_read_nothing(library: Library, wanted: int) -> None:
+    x, out = torch.arange(4.0 * wanted) + 1, torch.empty(32)
+    library.launch("copy_some", *(out, x, wanted), grid=(1,), block=(8,), shared_bytes=128)
+    assert out.tolist() == [*x.tolist(), *[0.0] * (32 - 4 * wanted)]
+    if wanted:
+        with pytest.raises(EmulatorError, match="out of bounds: load of 16"):
+            library.launch("copy_some", *(out, x[:-1], wanted), grid=(1,), block=(8,), shared_bytes=128)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_copies_that_are_not_waited_for_are_caught(library: Library, order: int) -> None:
+    x, out = torch.arange(32.0), torch.empty(32)
+    sizes = {"grid": (1,), "shared_bytes": 128, "order": order}
+    with pytest.raises(
+        EmulatorError, match="byte 16 of shared memory is touched, a copy to it is on its way"
+    ):
+        library.launch("read_too_early", out, x, block=(1,), **sizes)  # type: ignore[arg-type]
+    with pytest.raises(EmulatorError, match=r"on its way|race|nobody wrote"):
+        library.launch("read_of_another", out, x, block=(8,), **sizes)  # type: ignore[arg-type]
+    with pytest.raises(EmulatorError, match="leaves, and copies of it are on their way"):
+        library.launch("never_waited", x, block=(1,), **sizes)  # type: ignore[arg-type]
+    with pytest.raises(EmulatorError, match="misaligned: load of 16 bytes"):
+        library.launch("copy_off_its_boundary", x, block=(1,), **sizes)  # type: ignore[arg-type]
+    with pytest.raises(EmulatorError, match="out of bounds: byte 128"):
+        library.launch("copy_beyond", x, 32, block=(1,), **sizes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -1,37 +1,59 @@
 """A kernel, its launch function and its reference call the same thing by the same name."""
 
 import inspect
-import re
 from collections.abc import Callable
 
 import pytest
 
-from tests.emu.build import CUDA
-from trioserve.kernels.activation import activation_mul
-from trioserve.kernels.rms_norm import add_rms_norm, rms_norm
+from trioserve.kernels.activation import activation_mul, activation_mul_ref
+from trioserve.kernels.attention_plan import AttentionPlan
+from trioserve.kernels.catalogue import kernels
+from trioserve.kernels.copy_blocks import copy_blocks_gpu, copy_blocks_ref
+from trioserve.kernels.paged_attention_gpu import paged_attention_gpu, paged_attention_gpu_ref
+from trioserve.kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
 from trioserve.kernels.rope import apply_rope
-from trioserve.kernels.store_kv import store_kv
+from trioserve.kernels.rope_store_kv import rope_store_kv_gpu, rope_store_kv_ref
+from trioserve.kernels.source import inlined, signature
+from trioserve.kernels.store_kv import store_kv, store_kv_ref
+
+Faces = tuple[Callable[..., object], ...]
+FACES: dict[str, Faces] = {
+    "rms_norm": (rms_norm, rms_norm_ref),
+    "add_rms_norm": (add_rms_norm, add_rms_norm_ref),
+    "activation_mul": (activation_mul, activation_mul_ref),
+    "apply_rope": (apply_rope,),
+    "store_kv": (store_kv, store_kv_ref),
+    "rope_store_kv": (rope_store_kv_gpu, rope_store_kv_ref),
+    "copy_blocks": (copy_blocks_gpu, copy_blocks_ref),
+    "paged_decode": (paged_attention_gpu, paged_attention_gpu_ref),
+    "paged_decode_single": (paged_attention_gpu, paged_attention_gpu_ref),
+    "paged_prefill": (paged_attention_gpu, paged_attention_gpu_ref),
+}
+CHOICES = {"interleaved", "activation"}
+"""Arguments that choose an instantiation."""
 
 
-def names_of_kernel(file: str, kernel: str) -> set[str]:
-    """Of its arguments, and of its template's: ``kInterleaved`` and ``Activation`` as the face writes them."""
-    text = (CUDA / file).read_text()
-    found = re.search(rf"template <([^>]*)>\n__global__[^\n]*\n{kernel}\(([^)]*)\)", text)
-    assert found is not None, f"{file} has no {kernel}"
-    template, arguments = ([word.split()[-1] for word in part.split(",")] for part in found.groups())
-    return {name.removeprefix("k").lower() for name in template} | set(arguments)
+@pytest.mark.parametrize("base", FACES)
+def test_a_kernel_takes_what_its_faces_take(base: str) -> None:
+    """A face takes nothing that its kernel does not know, and a plan is its tables."""
+    kernel = next(kernel for kernel in kernels() if kernel.base == base)
+    known = {argument.name for argument in signature(kernel)} | CHOICES
+    for face in FACES[base]:
+        names = set(inspect.signature(face).parameters) - {"gpu"}
+        if "plan" in names:
+            tables = set(AttentionPlan.__annotations__) - {"num_splits", "has_decodes", "has_prefills"}
+            names = names - {"plan"} | (tables - {"split_size"} if base == "paged_prefill" else tables)
+        assert names <= known, names - known
 
 
-@pytest.mark.parametrize(
-    ("file", "face"),
-    [
-        ("rms_norm.cu", rms_norm),
-        ("rms_norm.cu", add_rms_norm),
-        ("activation.cu", activation_mul),
-        ("rope.cu", apply_rope),
-        ("store_kv.cu", store_kv),
-    ],
-)
-def test_a_kernel_takes_what_its_face_takes(file: str, face: Callable[..., object]) -> None:
-    missing = set(inspect.signature(face).parameters) - names_of_kernel(file, face.__name__)
-    assert missing == set()
+@pytest.mark.parametrize("base", sorted({kernel.base for kernel in kernels()}))
+def test_the_head_of_a_file_tells_of_every_argument(base: str) -> None:
+    """Tensors with their shapes, and what a template is given."""
+    kernel = next(kernel for kernel in kernels() if kernel.base == base)
+    head = inlined(kernel.file).partition("template <")[0].partition("#include")[0]
+    head = head.partition("// Ladder")[0]
+    for argument in signature(kernel):
+        assert not argument.is_tensor or argument.name in head, (
+            f"{kernel.file} says nothing of {argument.name}"
+        )
+    assert "grid" in head and "block" in head

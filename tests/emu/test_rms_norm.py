@@ -2,13 +2,20 @@
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.emu.build import CUDA, FORWARD, ORDERS, EmulatorError, Library
-from tests.emu.conftest import Emulate
-from tests.emu.instances import RMS_NORM, ROWS, THREADS, TYPES, width_of
-from tests.emu.tensors import assert_near, poison, random
-from trioserve.kernels.rms_norm import add_rms_norm_ref, rms_norm_ref
+from tests.emu.build import ORDERS, EmulatorError
+from tests.emu.conftest import MakeGpu
+from tests.emu.device import EmulatedGpu
+from tests.emu.tensors import TYPES, assert_near, random
+from trioserve.kernels.rms_norm import (
+    THREADS,
+    add_rms_norm_gpu,
+    add_rms_norm_ref,
+    instances,
+    norm_kernel,
+    rms_norm_gpu,
+    rms_norm_ref,
+)
 
 EPS = 1e-5
 SIZES = [1, 33, 90, 64, 80, 1000, 4104]
@@ -16,47 +23,18 @@ SIZES = [1, 33, 90, 64, 80, 1000, 4104]
 
 
 @pytest.fixture(scope="module")
-def library(emulate: Emulate) -> Library:
-    return emulate(CUDA / "rms_norm.cu", RMS_NORM)
-
-
-def rms_norm(library: Library, x: Tensor, weight: Tensor, *, kind: str, order: int) -> Tensor:
-    """Launched as for a hidden size, or, where ``x`` has heads, with a warp a head."""
-    num_tokens, num_heads, size = x.shape[0], 1 if x.dim() == 2 else x.shape[1], x.shape[-1]
-    threads, rows = (THREADS, 1) if x.dim() == 2 else (32, ROWS)
-    out, width = poison(*x.shape, dtype=x.dtype), width_of(x.dtype, size, x.stride(0))
-    library.launch(
-        f"rms_norm<{kind}, {width}, {threads}, {rows}>",
-        *(out, x, weight, num_tokens, num_heads, x.stride(0), size, EPS),
-        grid=(-(-num_tokens * num_heads // rows),),
-        block=(threads, rows),
-        order=order,
-    )
-    return out
-
-
-def add_rms_norm(
-    library: Library, x: Tensor, residual: Tensor, weight: Tensor, *, kind: str, order: int
-) -> Tensor:
-    out, width = poison(*x.shape, dtype=x.dtype), width_of(x.dtype, x.shape[1], x.stride(0))
-    library.launch(
-        f"add_rms_norm<{kind}, {width}, {THREADS}>",
-        *(out, x, residual, weight, x.stride(0), x.shape[1], EPS),
-        grid=(x.shape[0],),
-        block=(THREADS,),
-        order=order,
-    )
-    return out
+def gpu(make_gpu: MakeGpu) -> EmulatedGpu:
+    return make_gpu(instances())
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("num_tokens", [1, 3])
 def test_rows_come_out_as_the_reference_has_them(
-    library: Library, num_tokens: int, size: int, kind: str
+    gpu: EmulatedGpu, num_tokens: int, size: int, kind: str
 ) -> None:
     x, weight = random(num_tokens, size, dtype=TYPES[kind]), random(size, dtype=TYPES[kind], seed=1)
-    found = [rms_norm(library, x, weight, kind=kind, order=order) for order in ORDERS]
+    found = [rms_norm_gpu(gpu.taking(order), x, weight, eps=EPS) for order in ORDERS]
     assert_near(found[0], rms_norm_ref(x, weight, eps=EPS))
     assert all(torch.equal(other, found[0]) for other in found[1:])
 
@@ -64,21 +42,21 @@ def test_rows_come_out_as_the_reference_has_them(
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("num_tokens", [1, 3])
-def test_the_sum_is_stored_and_normalised(library: Library, num_tokens: int, size: int, kind: str) -> None:
+def test_the_sum_is_stored_and_normalised(gpu: EmulatedGpu, num_tokens: int, size: int, kind: str) -> None:
     x, weight = random(num_tokens, size, dtype=TYPES[kind]), random(size, dtype=TYPES[kind], seed=1)
     before = random(num_tokens, size, dtype=TYPES[kind], seed=2)
     expected, total = add_rms_norm_ref(x, before, weight, eps=EPS)
     for order in ORDERS:
         residual = before.clone()
-        found = add_rms_norm(library, x, residual, weight, kind=kind, order=order)
+        found = add_rms_norm_gpu(gpu.taking(order), x, residual, weight, eps=EPS)
         assert torch.equal(residual, total)
         assert_near(found, expected)
 
 
-def test_the_sum_is_normalised_as_it_was_rounded(library: Library) -> None:
+def test_the_sum_is_normalised_as_it_was_rounded(gpu: EmulatedGpu) -> None:
     """1 + 0.0038 is 1 in bfloat16; the mean square of what was not stored would give 0.996."""
     residual, x = torch.ones(1, 64, dtype=torch.bfloat16), torch.full((1, 64), 0.0038, dtype=torch.bfloat16)
-    found = add_rms_norm(library, x, residual, torch.ones_like(x[0]), kind="bf16", order=FORWARD)
+    found = add_rms_norm_gpu(gpu, x, residual, torch.ones_like(x[0]), eps=EPS)
     assert residual.eq(1).all()
     assert found.eq(1).all()
 
@@ -86,65 +64,58 @@ def test_the_sum_is_normalised_as_it_was_rounded(library: Library) -> None:
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("head_dim", [32, 80, 96, 128, 256])
 @pytest.mark.parametrize("num_tokens", [1, 3])
-def test_heads_are_rows_of_a_slice(library: Library, num_tokens: int, head_dim: int, kind: str) -> None:
+def test_heads_are_rows_of_a_slice(gpu: EmulatedGpu, num_tokens: int, head_dim: int, kind: str) -> None:
     """Three heads of one token, five of whose rows belong to others; the last block is not full."""
     heads = random(num_tokens, 8, head_dim, dtype=TYPES[kind])[:, 2:5]
     weight = random(head_dim, dtype=TYPES[kind], seed=1)
     for order in ORDERS:
-        found = rms_norm(library, heads, weight, kind=kind, order=order)
+        found = rms_norm_gpu(gpu.taking(order), heads, weight, eps=EPS)
         assert_near(found, rms_norm_ref(heads, weight, eps=EPS))
 
 
-def test_a_row_has_the_same_bits_wherever_it_is(library: Library) -> None:
+def test_a_row_has_the_same_bits_wherever_it_is(gpu: EmulatedGpu) -> None:
     """Also where the row's address is aligned by chance: sizes alone decide the order of the sum."""
     row, weight = random(1, 999, dtype=torch.float32), random(999, dtype=torch.float32, seed=1)
-    alone = rms_norm(library, row, weight, kind="float", order=FORWARD)
-    many = rms_norm(library, row.repeat(5, 1), weight, kind="float", order=FORWARD)
+    alone = rms_norm_gpu(gpu, row, weight, eps=EPS)
+    many = rms_norm_gpu(gpu, row.repeat(5, 1), weight, eps=EPS)
     assert torch.equal(many, alone.expand(5, -1))
 
 
-def test_large_and_tiny_values_keep_their_precision(library: Library) -> None:
+def test_large_and_tiny_values_keep_their_precision(gpu: EmulatedGpu) -> None:
     weight = torch.ones(256)
     for size in (1e15, 1e-3, 0.0):
         x = random(2, 256, dtype=torch.float32) * size
-        found = rms_norm(library, x, weight, kind="float", order=FORWARD)
+        found = rms_norm_gpu(gpu, x, weight, eps=EPS)
         assert_near(found, rms_norm_ref(x, weight, eps=EPS))
 
 
-def test_a_forgotten_barrier_is_a_race(emulate: Emulate) -> None:
+def test_a_forgotten_barrier_is_a_race(make_gpu: MakeGpu) -> None:
     """In every order of the threads, though in some of them the result happens to be right."""
-    kernel = f"rms_norm<float, 4, {THREADS}, 1>"
-    broken = emulate(CUDA / "rms_norm.cu", [kernel], defines=["CUEMU_WITHOUT_BARRIERS"])
+    broken = make_gpu([norm_kernel("float", 4, THREADS, 1)], defines=["CUEMU_WITHOUT_BARRIERS"])
     x, weight = random(1, 512, dtype=torch.float32), random(512, dtype=torch.float32)
     for order in ORDERS:
         with pytest.raises(EmulatorError, match=r"race|nobody wrote"):
-            broken.launch(
-                kernel,
-                *(torch.empty_like(x), x, weight, 1, 1, 512, 512, EPS),
-                grid=(1,),
-                block=(THREADS,),
-                order=order,
-            )
+            rms_norm_gpu(broken.taking(order), x, weight, eps=EPS)
 
 
 @pytest.mark.parametrize("argument", ["x", "weight"])
-def test_a_row_off_its_boundary_is_caught(library: Library, argument: str) -> None:
+def test_a_row_off_its_boundary_is_caught(gpu: EmulatedGpu, argument: str) -> None:
     x, weight = random(1, 65, dtype=torch.bfloat16), random(65, dtype=torch.bfloat16)
     x, weight = (x[:, 1:], weight[:64]) if argument == "x" else (x[:, :64], weight[1:])
     with pytest.raises(EmulatorError, match="misaligned: load of 16 bytes"):
-        library.launch(
-            f"rms_norm<bf16, 8, {THREADS}, 1>",
+        gpu.launch(
+            norm_kernel("bf16", 8, THREADS, 1),
             *(torch.empty(1, 64, dtype=torch.bfloat16), x, weight, 1, 1, 64, 64, EPS),
             grid=(1,),
             block=(THREADS,),
         )
 
 
-def test_a_row_too_many_is_caught(library: Library) -> None:
+def test_a_row_too_many_is_caught(gpu: EmulatedGpu) -> None:
     x, weight = random(2, 64, dtype=torch.bfloat16), random(64, dtype=torch.bfloat16)
     with pytest.raises(EmulatorError, match=r"out of bounds: load of 16 .* \[block 2 0 0, thread 0 0 0\]"):
-        library.launch(
-            f"rms_norm<bf16, 8, {THREADS}, 1>",
+        gpu.launch(
+            norm_kernel("bf16", 8, THREADS, 1),
             *(torch.empty(2, 64, dtype=torch.bfloat16), x, weight, 3, 1, 64, 64, EPS),
             grid=(3,),
             block=(THREADS,),

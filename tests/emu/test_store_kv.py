@@ -2,50 +2,26 @@
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.emu.build import CUDA, FORWARD, ORDERS, EmulatorError, Library
-from tests.emu.conftest import Emulate
-from tests.emu.instances import STORE_KV, THREADS, TYPES, width_of
-from tests.emu.tensors import random
-from trioserve.kernels.store_kv import store_kv_ref
+from tests.emu.build import ORDERS, EmulatorError
+from tests.emu.conftest import MakeGpu
+from tests.emu.device import EmulatedGpu
+from tests.emu.tensors import TYPES, random
+from trioserve.kernels.store_kv import instances, store_kv_gpu, store_kv_ref
 
 NUM_BLOCKS = 5
 
 
 @pytest.fixture(scope="module")
-def library(emulate: Emulate) -> Library:
-    return emulate(CUDA / "store_kv.cu", STORE_KV)
-
-
-def store_kv(
-    library: Library,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slot_mapping: Tensor,
-    *,
-    kind: str,
-    order: int = FORWARD,
-) -> None:
-    _, num_kv_heads, block_size, head_dim = k_cache.shape
-    width = width_of(k.dtype, head_dim, k.stride(0), v.stride(0))
-    sizes = (num_kv_heads, block_size, head_dim, k.stride(0), v.stride(0))
-    library.launch(
-        f"store_kv<{kind}, {width}, {THREADS}>",
-        *(k, v, k_cache, v_cache, slot_mapping, *sizes),
-        grid=(k.shape[0],),
-        block=(THREADS,),
-        order=order,
-    )
+def gpu(make_gpu: MakeGpu) -> EmulatedGpu:
+    return make_gpu(instances())
 
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("head_dim", [1, 20, 32, 64, 80, 96, 128, 192, 256])
 @pytest.mark.parametrize(("num_tokens", "num_kv_heads", "block_size"), [(1, 1, 16), (7, 2, 32), (40, 3, 8)])
 def test_keys_and_values_go_to_their_places_and_nowhere_else(
-    library: Library, num_tokens: int, num_kv_heads: int, block_size: int, head_dim: int, kind: str
+    gpu: EmulatedGpu, num_tokens: int, num_kv_heads: int, block_size: int, head_dim: int, kind: str
 ) -> None:
     qkv = random(num_tokens, 2 * num_kv_heads + 1, head_dim, dtype=TYPES[kind])
     _, k, v = torch.split(qkv, [1, num_kv_heads, num_kv_heads], dim=1)
@@ -55,24 +31,24 @@ def test_keys_and_values_go_to_their_places_and_nowhere_else(
     store_kv_ref(k, v, *expected, slots)
     for order in ORDERS:
         found = (empty.clone(), empty.clone())
-        store_kv(library, k, v, *found, slots, kind=kind, order=order)
+        store_kv_gpu(gpu.taking(order), k, v, *found, slots)
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
 
 
-def test_bits_pass_unchanged(library: Library) -> None:
+def test_bits_pass_unchanged(gpu: EmulatedGpu) -> None:
     """Also those of NaNs, infinities and subnormals."""
     bits = torch.arange(-0x8000, 0x8000, dtype=torch.int32).to(torch.int16)
     states = bits.view(torch.bfloat16).view(256, 4, 64)
     found = torch.zeros(16, 4, 16, 64, dtype=torch.bfloat16)
-    store_kv(library, states, states, found, found.clone(), torch.arange(256), kind="bf16")
+    store_kv_gpu(gpu, states, states, found, found.clone(), torch.arange(256))
     stored = found.transpose(1, 2).reshape(256, 4, 64)
     assert torch.equal(stored.view(torch.int16), states.view(torch.int16))
 
 
 @pytest.mark.parametrize("slot", [-1, 16 * NUM_BLOCKS])
-def test_a_slot_beyond_the_cache_is_caught(library: Library, slot: int) -> None:
+def test_a_slot_beyond_the_cache_is_caught(gpu: EmulatedGpu, slot: int) -> None:
     k = random(1, 1, 32, dtype=torch.float32)
     k_cache, v_cache = torch.zeros(2, NUM_BLOCKS, 1, 16, 32)
     with pytest.raises(EmulatorError, match="out of bounds: store"):
-        store_kv(library, k, k.clone(), k_cache, v_cache, torch.tensor([slot]), kind="float")
+        store_kv_gpu(gpu, k, k.clone(), k_cache, v_cache, torch.tensor([slot]))

@@ -103,7 +103,7 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"max_num_batched_tokens": 8}, r"max_num_batched_tokens = 8 must be at least max_num_seqs = 128"),
         ({"load_format": "gguf"}, r"load_format = 'gguf': input should be 'auto', 'safetensors' or 'dummy'"),
-        ({"device": "cuda"}, r"device = 'cuda': only CPUs are computed on, no GPU"),
+        ({"device": "tpu"}, r"device = 'tpu': only CPUs are computed on, no GPU"),
         (
             {"tensor_parallel_size": 65},
             r"tensor_parallel_size = 65: input should be less than or equal to 64",
@@ -123,6 +123,24 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_value_is_named_with_its_limit(flags: dict[str, object], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         load_settings(**flags)
+
+
+@pytest.mark.parametrize(
+    ("library", "sentence"),
+    [
+        (
+            "libnowhere.so.1",
+            r"no GPU, and this machine has no NVIDIA driver \(libnowhere.so.1\); leave it out",
+        ),
+        ("libc.so.6", r"only CPUs are computed on, no GPU; leave it out"),
+    ],
+)
+def test_a_gpu_is_refused_with_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, library: str, sentence: str
+) -> None:
+    monkeypatch.setattr("trioserve.settings.engine._DRIVER", library)
+    with pytest.raises(SettingsError, match=rf"device = 'cuda:0': .*{sentence}"):
+        load_settings(device="cuda:0")
 
 
 def test_a_misspelt_name_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

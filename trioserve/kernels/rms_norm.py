@@ -1,11 +1,24 @@
 """Root mean square normalisation, alone and with the residual sum before it."""
 
+from collections.abc import Iterator
+from functools import cache
+from typing import Final
+
 import torch
 from torch import Tensor
 
 from trioserve._speedups import elementwise as native
 from trioserve.kernels.cpu import ISA, is_native
+from trioserve.kernels.driver import gpu_of
+from trioserve.kernels.gpu import ELEMENTS_AND_WIDTHS, Gpu, element_of, width_of
 from trioserve.kernels.shapes import Shapes
+from trioserve.kernels.source import Kernel
+
+THREADS: Final = 256
+"""That share a row in ``rms_norm.cu``; heads have a warp each."""
+ROWS: Final = 8
+"""Of a block of heads."""
+_WARP: Final = 32
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -19,6 +32,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     """
     spec = "num_tokens hidden_size" if x.dim() == 2 else "num_tokens num_heads hidden_size"
     size = Shapes(x=(x, spec), weight=(weight, "hidden_size"))["hidden_size"]
+    if x.is_cuda:
+        return rms_norm_gpu(gpu_of(x.device), x, weight, eps=eps)
     if not is_native(x.dtype, size):
         return rms_norm_ref(x, weight, eps=eps)
     out = torch.empty(x.shape, dtype=x.dtype)
@@ -40,6 +55,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> 
         residual=(residual, "num_tokens hidden_size"),
         weight=(weight, "hidden_size"),
     )["hidden_size"]
+    if x.is_cuda:
+        return add_rms_norm_gpu(gpu_of(x.device), x, residual, weight, eps=eps)
     if not is_native(x.dtype, size):
         out, total = add_rms_norm_ref(x, residual, weight, eps=eps)
         residual.copy_(total)
@@ -49,13 +66,59 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> 
     return out
 
 
+def rms_norm_gpu(gpu: Gpu, x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """``rms_norm`` by ``rms_norm.cu``."""
+    _check_rows(x, None, weight)
+    num_tokens, num_heads, size = x.shape[0], x.shape[1] if x.dim() == 3 else 1, x.shape[-1]
+    threads, rows = (_WARP, ROWS) if x.dim() == 3 else (THREADS, 1)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    gpu.launch(
+        norm_kernel(element_of(x.dtype), width_of(x.dtype, size, x.stride(0)), threads, rows),
+        *(out, x, weight, num_tokens, num_heads, x.stride(0), size, eps),
+        grid=(-(-num_tokens * num_heads // rows),),
+        block=(threads, rows),
+    )
+    return out
+
+
+def add_rms_norm_gpu(gpu: Gpu, x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """``add_rms_norm`` by ``rms_norm.cu``."""
+    _check_rows(x, residual, weight)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    gpu.launch(
+        add_norm_kernel(element_of(x.dtype), width_of(x.dtype, x.shape[1], x.stride(0))),
+        *(out, x, residual, weight, x.stride(0), x.shape[1], eps),
+        grid=(x.shape[0],),
+        block=(THREADS,),
+    )
+    return out
+
+
+@cache
+def norm_kernel(element: str, width: int, threads: int, rows: int) -> Kernel:
+    """``rms_norm``."""
+    return Kernel("rms_norm.cu", f"rms_norm<{element}, {width}, {threads}, {rows}>")
+
+
+@cache
+def add_norm_kernel(element: str, width: int) -> Kernel:
+    """``add_rms_norm``."""
+    return Kernel("rms_norm.cu", f"add_rms_norm<{element}, {width}, {THREADS}>")
+
+
+def instances() -> Iterator[Kernel]:
+    """Every kernel there is."""
+    for element, width in ELEMENTS_AND_WIDTHS:
+        yield norm_kernel(element, width, THREADS, 1)
+        yield norm_kernel(element, width, _WARP, ROWS)
+        yield add_norm_kernel(element, width)
+
+
 def _run(
     out: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, isa: str = ISA
 ) -> None:
     size, inner = x.shape[-1], x.shape[1] if x.dim() == 3 else 1
-    assert x.stride(-1) == 1 and x.stride(-2) in (size, x.stride(0)), "the rows of x are not contiguous"
-    assert weight.is_contiguous(), "weight is not contiguous"
-    assert residual is None or residual.is_contiguous(), "residual is not contiguous"
+    _check_rows(x, residual, weight)
     native.rms_norm(
         out.data_ptr(),
         x.data_ptr(),
@@ -70,6 +133,14 @@ def _run(
         num_threads=torch.get_num_threads(),
         isa=isa,
     )
+
+
+def _check_rows(x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
+    assert x.stride(-1) == 1 and x.stride(-2) in (x.shape[-1], x.stride(0)), (
+        "the rows of x are not contiguous"
+    )
+    assert weight.is_contiguous(), "weight is not contiguous"
+    assert residual is None or residual.is_contiguous(), "residual is not contiguous"
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:

@@ -1,5 +1,6 @@
 """Settings of the engine and its works."""
 
+import ctypes
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -9,10 +10,21 @@ from trioserve.settings.values import Count, JsonObject, Seconds, SettingsGroup
 
 _GPU_MEMORY_UTILIZATION = 0.9
 """What GPUs are used to; on a CPU nothing else can be asked for."""
-
-
+_DRIVER = "libcuda.so.1"
+"""Of NVIDIA's GPUs."""
 _LOOKUP = (2, 4)
 """Tokens to look for: fewer find what happens to be equal, more find too little."""
+
+
+def _missing_driver(device: Any) -> str:
+    """What to add where an NVIDIA GPU is asked for and could not be used at all."""
+    if not str(device).startswith("cuda"):
+        return ""
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return f", and this machine has no NVIDIA driver ({_DRIVER})"
+    return ""
 
 
 class EarlyStopConfig(JsonObject):
@@ -137,7 +149,7 @@ class EngineSettings(SettingsGroup):
     def _check_device(cls, value: Any) -> Any:
         if value in ("auto", "cpu"):
             return "cpu"
-        raise ValueError("only CPUs are computed on, no GPU; leave it out")
+        raise ValueError(f"only CPUs are computed on, no GPU{_missing_driver(value)}; leave it out")
 
     @field_validator("kv_cache_dtype", mode="before")
     @classmethod

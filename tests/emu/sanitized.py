@@ -1,0 +1,94 @@
+"""What test_sanitizers.py runs in a process of its own, with AddressSanitizer loaded first: kernels of every kind, then
+faults that only a sanitizer sees, each in a fork that must not survive it.
+
+The argument is a folder to build in. Exits with 0 where all kernels are clean; says which faults were survived.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tests.emu.build import HERE, build
+from tests.emu.device import EmulatedGpu, emulated
+from tests.emu.paged import BF16, FP8, TOLERANCE, Options, error, make_batch
+from tests.emu.tensors import random
+from trioserve.kernels.activation import activation_mul_gpu
+from trioserve.kernels.activation import kernel as activation_kernel
+from trioserve.kernels.copy_blocks import KERNEL as COPY_KERNEL
+from trioserve.kernels.copy_blocks import copy_blocks_gpu
+from trioserve.kernels.paged_attention_gpu import decode_kernel, merge_kernel, prefill_kernel, single_kernel
+from trioserve.kernels.rms_norm import THREADS, norm_kernel, rms_norm_gpu, rms_norm_ref
+from trioserve.kernels.rope_store_kv import kernel as rope_store_kernel
+from trioserve.kernels.rope_store_kv import rope_store_kv_gpu
+
+HEAD_DIM = 80
+FAULTS = {"local_beyond": 4, "shift_too_far": 40}
+
+
+def attention(gpu: EmulatedGpu) -> None:
+    lengths = [(1, 130), (20, 70), (1, 1), (3, 3), (0, 9)]
+    for num_heads in (6, 2):
+        batch = make_batch(
+            lengths,
+            num_heads=num_heads,
+            num_kv_heads=2,
+            head_dim=HEAD_DIM,
+            block_size=16,
+            dtype=BF16,
+            kv_dtype=FP8,
+        )
+        plan, options = batch.plan(), Options(10.0, 40)
+        assert error(batch.run(gpu.taking(7), plan, options), batch.expected(plan, options)) < TOLERANCE[BF16]
+
+
+def others(gpu: EmulatedGpu) -> None:
+    x, weight = random(3, 640, dtype=BF16), random(640, dtype=BF16, seed=1)
+    assert torch.equal(rms_norm_gpu(gpu, x, weight, eps=1e-5), rms_norm_ref(x, weight, eps=1e-5))
+    activation_mul_gpu(gpu, x, "gelu_tanh")
+    cache = torch.zeros(2, 2, 16, HEAD_DIM).to(FP8)
+    q, k, v = torch.split(random(3, 8, HEAD_DIM, dtype=BF16), [4, 2, 2], dim=1)
+    rope_store_kv_gpu(
+        gpu,
+        *(q, k, v, torch.arange(3), torch.ones(3, 2, HEAD_DIM // 2), cache, cache.clone()),
+        torch.tensor([31, -1, 0]),
+        k_scales=torch.zeros(2, 2, 16),
+        v_scales=torch.zeros(2, 2, 16),
+        interleaved=True,
+    )
+    copy_blocks_gpu(gpu, cache, cache, torch.tensor([[1, 0]]))
+
+
+def survives(name: str, folder: Path) -> bool:
+    """Whether a process goes on after the fault ``name``."""
+    out = torch.zeros(1, dtype=torch.float32 if name == "local_beyond" else torch.int32)
+    library = build(HERE / "local_faults.cu", [*FAULTS], folder)
+    child = os.fork()
+    if not child:
+        library.launch(name, *(out, FAULTS[name]), grid=(1,), block=(1,))
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    kernels = [
+        merge_kernel("bf16"),
+        *(make("bf16", "e4m3", HEAD_DIM) for make in (decode_kernel, prefill_kernel, single_kernel)),
+        rope_store_kernel("bf16", "e4m3", HEAD_DIM),
+        norm_kernel("bf16", 8, THREADS, 1),
+        activation_kernel("bf16", "gelu_tanh", 8),
+        COPY_KERNEL,
+    ]
+    gpu = emulated(kernels, emulate=partial(build, folder=folder))
+    attention(gpu)
+    others(gpu)
+    print("clean")
+    for name in FAULTS:
+        print(name, "survived" if survives(name, folder) else "seen")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

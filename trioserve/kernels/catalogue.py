@@ -1,0 +1,27 @@
+"""Every kernel that a launch function may ask for."""
+
+from collections.abc import Iterator
+
+from trioserve.kernels import (
+    activation,
+    copy_blocks,
+    paged_attention_gpu,
+    rms_norm,
+    rope,
+    rope_store_kv,
+    store_kv,
+)
+from trioserve.kernels.source import Kernel
+
+_MODULES = (rms_norm, activation, rope, store_kv, rope_store_kv, copy_blocks, paged_attention_gpu)
+
+
+def kernels() -> Iterator[Kernel]:
+    """File by file; a module of kernels names its own by ``instances``."""
+    for module in _MODULES:
+        yield from module.instances()
+
+
+def shared_bytes(kernel: Kernel) -> int:
+    """Shared memory that a launch asks for, beside what the source says."""
+    return paged_attention_gpu.shared_bytes(kernel) if kernel.file.startswith("paged_") else 0
