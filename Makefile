@@ -10,7 +10,7 @@ PROXIES := $(VENV)/proxies
 
 NATIVE := $(wildcard _speedups/*.pyx _speedups/*.h _speedups/*.hpp)
 
-.PHONY: serve setup test reading lint types imports stubs pytest chaos compat fuzz wheel clean
+.PHONY: serve setup test reading lint types imports stubs pytest chaos compat fuzz lock wheel clean
 
 serve: setup
 	$(BIN)/hypercorn trioserve.app:app --bind $(HOST):$(PORT)
@@ -24,18 +24,16 @@ reading: setup
 
 setup: $(VENV)/.built
 
-# Dependencies first, pinned; then the package itself, whose Cython modules are compiled in place.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Dependencies first, pinned with their hashes; torch without, which is another build on each kind of machine; then the package itself, whose Cython modules are compiled in place.
+$(VENV)/.installed: requirements.lock constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$$($(PYTHON) --version) is too old, 3.11 is needed: make PYTHON=python3.11"; exit 1; }
 	@command -v c++ >/dev/null || { echo "a C++ compiler is needed: install gcc and g++"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned dependencies into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	$(PIP) install --require-hashes --no-deps -r requirements.lock
 	$(PIP) install -c constraints.txt torch==2.13.0
-	$(PIP) install -c constraints.txt -r $(VENV)/requirements.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
@@ -94,6 +92,14 @@ CHAOS_ROUNDS ?= 1
 
 chaos: setup
 	$(BIN)/python -m tests.chaos --rounds $(CHAOS_ROUNDS)
+
+# After a change of constraints.txt. torch is left out: see above.
+lock:
+	test -x $(VENV)/lock/bin/pip-compile || { $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install --quiet pip-tools; }
+	grep -v '^torch==' constraints.txt | sed "s/^nvidia-.*/& ; sys_platform == 'linux'/" > $(VENV)/requirements.in
+	@echo "# What constraints.txt pins, but torch, with the hashes of what may be installed for it: made by \`make lock\`." > requirements.lock
+	$(VENV)/lock/bin/pip-compile --quiet --generate-hashes --no-annotate --no-header --allow-unsafe --strip-extras \
+		--no-emit-index-url --no-emit-find-links --no-emit-options -o - $(VENV)/requirements.in >> requirements.lock
 
 wheel: setup
 	$(PIP) wheel --no-deps --no-build-isolation -w dist .
