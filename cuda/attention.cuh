@@ -13,6 +13,11 @@
 
 #include "types.cuh"
 
+template <typename T>
+constexpr bool kIsFp16 = false;
+template <>
+constexpr bool kIsFp16<fp16> = true;
+
 using SharedBytes = decltype(dynamic_shared<u8>());
 using SharedFloats = decltype(dynamic_shared<float>());
 
@@ -263,6 +268,10 @@ private:
 // The running softmax of a warp's rows. Sums of weights are each lane's own until finish.
 template <typename Tile, typename T, int kHeadDim, int kKeys>
 struct Softmax {
+    // By what weights times scales are lifted, so that those of small values keep their bits in fp16: the largest scale
+    // that values of fp16 have, 65504 / 448, stays below infinity.
+    static constexpr float kLift = Tile::kScaled && kIsFp16<T> ? 256.0f : 1.0f;
+
     float max[2] = {kMasked, kMasked};
     float total[2] = {0.0f, 0.0f};
     float sums[kHeadDim / 8][4] = {};
@@ -290,7 +299,7 @@ struct Softmax {
                     const auto scales = Tile::value_scales(tile, key);
 #pragma unroll
                     for (int i = 0; i < 4; ++i)  // a masked key's scale may be anything
-                        wide[i] = wide[i] > 0.0f ? wide[i] * scales[i % 2] : 0.0f;
+                        wide[i] = wide[i] > 0.0f ? wide[i] * (scales[i % 2] * kLift) : 0.0f;
                 }
                 weights[2 * half] = pair_of<T>(wide[0], wide[1]);
                 weights[2 * half + 1] = pair_of<T>(wide[2], wide[3]);
@@ -310,7 +319,7 @@ struct Softmax {
 
     // The row's result, behind finish.
     __device__ __forceinline__ void store(T* out, int row) const {
-        const float factor = total[row] > 0.0f ? divide_fast(1.0f, total[row]) : 0.0f;
+        const float factor = total[row] > 0.0f ? divide_fast(1.0f / kLift, total[row]) : 0.0f;
 #pragma unroll
         for (int n = 0; n < kHeadDim / 8; n += Tile::kScaled ? 2 : 1) {
             T* at = out + Tile::dimension_of(n, 0);

@@ -90,6 +90,7 @@ struct Meeting {
     template <typename KeyTile, typename Softmax>
     static __device__ __forceinline__ void bring(const Softmax& softmax, float factor, int state, int num_rows,
                                                  SharedFloats floats) {
+        constexpr float kLowered = 1.0f / Softmax::kLift;
         const int lane = threadIdx.x % kWarp;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -97,8 +98,8 @@ struct Meeting {
             if (row >= num_rows) continue;
 #pragma unroll
             for (int n = 0; n < kHeadDim / 8; ++n) {
-                floats[sums_of(state, row) + KeyTile::dimension_of(n, 0)] = softmax.sums[n][2 * i];
-                floats[sums_of(state, row) + KeyTile::dimension_of(n, 1)] = softmax.sums[n][2 * i + 1];
+                floats[sums_of(state, row) + KeyTile::dimension_of(n, 0)] = softmax.sums[n][2 * i] * kLowered;
+                floats[sums_of(state, row) + KeyTile::dimension_of(n, 1)] = softmax.sums[n][2 * i + 1] * kLowered;
             }
             if (lane % 4 == 0)
                 store(&floats[totals_of(state, row)], Vector<float, 2>{{softmax.max[i] * factor, softmax.total[i]}});
@@ -180,8 +181,9 @@ paged_decode(T* __restrict__ out, float* __restrict__ partial_out, float* __rest
     Ring<KeyTile, KV, kHeadDim, kStages, kStride> ring(paged, dynamic_shared<u8>(warp * kStages * KeyTile::kBytes),
                                                        begin, split.end);
     const T* rows = q + split.token * q_stride + first_head * kHeadDim;
-    const typename KeyTile::template Queries<true> queries(row < num_rows ? rows + row * kHeadDim : nullptr,
-                                                           row + 8 < num_rows ? rows + (row + 8) * kHeadDim : nullptr);
+    const typename KeyTile::template Queries<kHeadDim < 256> queries(
+        row < num_rows ? rows + row * kHeadDim : nullptr,
+        row + 8 < num_rows ? rows + (row + 8) * kHeadDim : nullptr);
     const Scoring scoring(scale, soft_cap);
     Softmax<KeyTile, T, kHeadDim, kGroupKeys> softmax;
     int slot = 0;

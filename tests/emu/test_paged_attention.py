@@ -181,6 +181,19 @@ def test_large_scores_stay_finite(gpu: EmulatedGpu) -> None:
     assert error(batch.run(gpu, plan, Options()), batch.expected(plan, Options())) < 2e-2
 
 
+@pytest.mark.parametrize("size", [1e-3, 100.0])
+@pytest.mark.parametrize("case", [CODES, ("fp16", "e4m3", 80)], ids=str)
+def test_values_of_any_size_keep_their_precision(
+    gpu: EmulatedGpu, case: tuple[str, str, int], size: float
+) -> None:
+    """A scale is a factor of weights that have 16 bits, where small numbers have few of them."""
+    for num_heads in (2, 4):
+        batch = batch_of(case, MIXED, num_heads=num_heads)
+        assert batch.v_scales is not None
+        batch.v_scales *= size
+        check(gpu, batch)
+
+
 @pytest.mark.parametrize("define", ["CUEMU_WITHOUT_BARRIERS", "CUEMU_WAITING_FOR_LESS"])
 @pytest.mark.parametrize("lengths", [[(1, 200)], [(20, 100)]], ids=["decode", "prefill"])
 def test_a_forgotten_wait_is_caught(make_gpu: MakeGpu, lengths: list[tuple[int, int]], define: str) -> None:

@@ -12,7 +12,7 @@ GROUP_KEYS: Final = 16
 """That a KV block has a multiple of."""
 _BLOCKS_PER_MULTIPROCESSOR: Final = 4
 """That all split their keys for: with fewer there is not enough on its way, with more the merge costs."""
-_MIN_SPLIT: Final = 256
+_MIN_SPLIT: Final = 128
 """Keys below which another split costs more than it saves."""
 _MAX_SPLITS: Final = 64
 _INVARIANT_SPLIT: Final = 2048
