@@ -1,11 +1,14 @@
 """What of a model each rank holds."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model.test_native import config_of
 from trioserve.errors import ModelError
+from trioserve.model.families import NormConfig
 from trioserve.model.parts import WHOLE, Part
 
 
@@ -49,10 +52,11 @@ def test_a_rank_counts_the_heads_and_the_width_that_it_has() -> None:
         ),
         ({"intermediate_size": 98}, 4, "intermediate_size 98 is no multiple of it"),
         ({"vocab_size": 3}, 4, "vocab_size 3 is less"),
+        ({"qk_norm": True, "norm": NormConfig(heads_together=True)}, 2, "its heads are normalised together"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused_with_the_number_in_the_way(
-    changes: dict[str, int], tp_size: int, sentence: str
+    changes: dict[str, Any], tp_size: int, sentence: str
 ) -> None:
     with pytest.raises(ModelError, match=f"tensor_parallel_size {tp_size} does not fit .*{sentence}"):
         Part(0, tp_size).refuse_uneven(config_of(**changes))

@@ -95,7 +95,9 @@ class Part:
         elif config.vocab_size < size:
             why = f"vocab_size {config.vocab_size} is less"
         if why:
-            raise ModelError(f"tensor_parallel_size {size} does not fit the model: {why}; choose another")
+            raise ModelError(
+                f"tensor_parallel_size {size} does not fit the model: {why}; choose another, such as 1"
+            )
 
 
 WHOLE = Part()
