@@ -1,8 +1,9 @@
-// attention.cuh: what the attention kernels have in common: tiles of keys and values in shared memory, a warp's products
-// with them, and the running softmax.
+// attention.cuh: what the attention kernels have in common: tiles of keys and values in shared memory, a warp's
+// products with them, and the running softmax.
 //
 // A warp has 16 rows of queries, and of each row its lanes hold what mma_bf16 in device.cuh says of a and c: with
-// g = lane / 4, rows g and g + 8. All scores are powers of two: log2(e) is part of their scale.
+// g = lane / 4, rows g and g + 8. A score times Scoring::factor is a power of two; without a soft cap a score is a bare
+// product, and its factor is multiplied on its way into the power.
 //
 // Keys and values of e4m3 have one float32 scale for each token and KV head. They are turned into T on their way into
 // registers, by permutations that cost nothing: a product does not care in which order its dimensions are summed, so
@@ -12,39 +13,41 @@
 
 #include "types.cuh"
 
+using SharedBytes = decltype(dynamic_shared<u8>());
+using SharedFloats = decltype(dynamic_shared<float>());
+
 constexpr float kMasked = -1e30f;  // a score of what must not be seen; its power of two is 0 beside any other
 constexpr int kRows = 16;          // of a warp
 constexpr int kGroupKeys = 16;     // neighbours in a KV block, whose size is a multiple of it
 
-// From products of queries and keys to scores.
+// From products of queries and keys to scores, and from these to powers of two.
 struct Scoring {
-    float scale, cap;  // of a product; log2(e) * soft_cap, or 0
+    float scale, cap;  // of a product, and what it is capped by; cap 0: it is not
+    float factor;
 
-    __device__ __forceinline__ Scoring(float scale_of_product, float soft_cap)
-        : scale(soft_cap > 0.0f ? scale_of_product / soft_cap : scale_of_product * 1.44269504088896341f),
-          cap(soft_cap * 1.44269504088896341f) {}
+    __device__ __forceinline__ Scoring(float scale, float soft_cap)
+        : scale(soft_cap > 0.0f ? scale / soft_cap : scale), cap(soft_cap),
+          factor((soft_cap > 0.0f ? 1.0f : scale) * 1.44269504088896341f) {}
 
-    __device__ __forceinline__ float of(float product) const {
-        const float x = product * scale;
-        return cap > 0.0f ? cap - divide_fast(2.0f * cap, 1.0f + exp_fast(2.0f * x)) : x;  // cap * tanh(x)
+    // cap * tanh(scale * product / cap)
+    __device__ __forceinline__ float capped(float product) const {
+        return cap - divide_fast(2.0f * cap, 1.0f + exp_fast(2.0f * scale * product));
     }
 };
 
-// The 16 keys from a place of the cache on, and their values.
-template <typename KV>
-struct Place {
-    const KV *k, *v;
+// One KV head of one sequence in the paged cache.
+template <typename KV, int kHeadDim>
+struct PagedKeys {
+    const KV *k_cache, *v_cache;
     const float *k_scales, *v_scales;
+    const int* block_table;
+    int num_kv_heads, kv_head, block_size;
 
-    // KV head kv_head of block block_id, from its key offset on.
-    __device__ __forceinline__ Place(const KV* k_cache, const KV* v_cache, const float* k_scales, const float* v_scales,
-                                     i64 block_id, int num_kv_heads, int kv_head, int block_size, int head_dim,
-                                     int offset) {
-        const i64 key = (block_id * num_kv_heads + kv_head) * block_size + offset;
-        k = k_cache + key * head_dim;
-        v = v_cache + key * head_dim;
-        this->k_scales = k_scales + key;
-        this->v_scales = v_scales + key;
+    __device__ __forceinline__ int block_of(int key) const { return load<int>(block_table + key / block_size); }
+
+    // Key offset of a block, counted through the whole cache.
+    __device__ __forceinline__ i64 place_of(i64 block_id, int offset) const {
+        return (block_id * num_kv_heads + kv_head) * block_size + offset;
     }
 };
 
@@ -61,24 +64,23 @@ struct Tile {
     static constexpr int kSteps = kHeadDim / 16;       // of a product with a key
     static_assert(kHeadDim % 16 == 0 && kKeys % kGroupKeys == 0, "whole matrices");
 
-    // Start to copy 16 keys to rows row.. by kThreads threads; the first num_wanted of them, the rest is zero.
-    template <int kThreads, typename Bytes>
-    static __device__ __forceinline__ void fetch(Bytes tile, int row, const Place<KV>& place, int num_wanted,
-                                                 int thread) {
-        constexpr int kPerChunk = kVectorBytes / static_cast<int>(sizeof(KV));
-#pragma unroll
-        for (int i = thread; i < kGroupKeys * kChunks; i += kThreads) {
-            const int at = (row + i / kChunks) * kRowBytes + i % kChunks * kVectorBytes;
-            const bool wanted = i / kChunks < num_wanted;
-            copy_async(&tile[at], place.k + i * kPerChunk, wanted);
-            copy_async(&tile[kValues + at], place.v + i * kPerChunk, wanted);
+    // Start to copy the 16 keys from a place on to rows row.., by kThreads threads; behind num_wanted come zeros.
+    template <int kThreads>
+    static __device__ __forceinline__ void fetch(SharedBytes tile, int row, const PagedKeys<KV, kHeadDim>& keys,
+                                                 i64 place, int num_wanted, int thread) {
+        const auto rows = tile + row * kRowBytes;
+        const KV *k = keys.k_cache + place * kHeadDim, *v = keys.v_cache + place * kHeadDim;
+        if (num_wanted >= kGroupKeys) {
+            copy<kThreads>(rows, k, v, thread, [](int) { return true; });
+        } else {
+            copy<kThreads>(rows, k, v, thread, [&](int key) { return key < num_wanted; });
         }
         if constexpr (kScaled) {
             constexpr int kQuarters = kGroupKeys / 4;
-            for (int i = thread; i < 2 * kQuarters; i += kThreads) {
-                const int at = kScales + (i / kQuarters * kKeys + row + i % kQuarters * 4) * 4;
-                const float* scales = i < kQuarters ? place.k_scales : place.v_scales;
-                copy_async(&tile[at], scales + i % kQuarters * 4, i % kQuarters * 4 < num_wanted);
+            if (thread < 2 * kQuarters) {
+                const bool is_key = thread < kQuarters;
+                const int first = thread % kQuarters * 4, at = kScales + ((is_key ? 0 : kKeys) + row + first) * 4;
+                copy_async(&tile[at], (is_key ? keys.k_scales : keys.v_scales) + place + first, first < num_wanted);
             }
         }
     }
@@ -130,9 +132,9 @@ struct Tile {
     };
 
     // products[j] += queries with keys 8 * j.. of the tile.
-    template <bool kKept, typename Bytes>
+    template <bool kKept>
     static __device__ __forceinline__ void multiply_keys(float (&products)[kKeys / 8][4], const Queries<kKept>& queries,
-                                                         Bytes tile) {
+                                                         SharedBytes tile) {
         const int lane = threadIdx.x % kWarp;
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
@@ -143,8 +145,8 @@ struct Tile {
                 if constexpr (kScaled) {
                     const int at = (j * 8 + lane / 4) * kRowBytes + step * 16 + lane % 4 * 4;
                     const u32 first = load<u32>(&tile[at]), second = load<u32>(&tile[at + 8 * kRowBytes]);
-                    mma<T>(products[j], a, pair_of_e4m3<T>(first), pair_of_e4m3<T>(first >> 8));
-                    mma<T>(products[j + 1], a, pair_of_e4m3<T>(second), pair_of_e4m3<T>(second >> 8));
+                    mma<T>(products[j], a, even_pair_of<T>(first), odd_pair_of<T>(first));
+                    mma<T>(products[j + 1], a, even_pair_of<T>(second), odd_pair_of<T>(second));
                 } else {
                     u32 b[4];
                     const int row = j * 8 + lane / 16 * 8 + lane % 8;
@@ -156,10 +158,40 @@ struct Tile {
         }
     }
 
+    // The scores of products with the keys of the tile.
+    static __device__ __forceinline__ void score(float (&products)[kKeys / 8][4], SharedBytes tile,
+                                                 const Scoring& scoring) {
+        if constexpr (kScaled) {
+#pragma unroll
+            for (int j = 0; j < kKeys / 8; ++j) {
+                const auto scales = key_scales(tile, j * 8 + threadIdx.x % 4 * 2);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) products[j][i] *= scales[i % 2];
+            }
+        }
+        if (scoring.cap > 0.0f) {
+#pragma unroll
+            for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) products[j][i] = scoring.capped(products[j][i]);
+        }
+    }
+
+    // Of keys 0.. of the tile, row 0 and 1 of a lane see those from first[row] to behind[row] - 1.
+    static __device__ __forceinline__ void mask(float (&scores)[kKeys / 8][4], const int (&first)[2],
+                                                const int (&behind)[2]) {
+#pragma unroll
+        for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int key = j * 8 + threadIdx.x % 4 * 2 + i % 2;
+                if (key < first[i / 2] || key >= behind[i / 2]) scores[j][i] = kMasked;
+            }
+    }
+
     // sums += weights, of keys 16 * group.., with their values.
-    template <typename Bytes>
     static __device__ __forceinline__ void multiply_values(float (&sums)[kHeadDim / 8][4], const u32 (&weights)[4],
-                                                           int group, Bytes tile) {
+                                                           int group, SharedBytes tile) {
         const int lane = threadIdx.x % kWarp, row = group * kGroupKeys + lane % 16;
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; chunk += 2) {
@@ -172,8 +204,8 @@ struct Tile {
                 if constexpr (kScaled) {
                     float(&even)[4] = sums[2 * (chunk + i)];
                     float(&odd)[4] = sums[2 * (chunk + i) + 1];
-                    mma<T>(even, weights, pair_of_e4m3<T>(low), pair_of_e4m3<T>(high));
-                    mma<T>(odd, weights, pair_of_e4m3<T>(low >> 8), pair_of_e4m3<T>(high >> 8));
+                    mma<T>(even, weights, even_pair_of<T>(low), even_pair_of<T>(high));
+                    mma<T>(odd, weights, odd_pair_of<T>(low), odd_pair_of<T>(high));
                 } else {
                     mma<T>(sums[chunk + i], weights, low, high);
                 }
@@ -181,23 +213,50 @@ struct Tile {
         }
     }
 
-    // Scales of keys key and key + 1, 1 where there are none.
-    template <typename Bytes>
-    static __device__ __forceinline__ Vector<float, 2> key_scales(Bytes tile, int key) {
-        if constexpr (kScaled) return load<Vector<float, 2>>(&tile[kScales + key * 4]);
-        return {{1.0f, 1.0f}};
+    // Scales of keys key and key + 1.
+    static __device__ __forceinline__ Vector<float, 2> key_scales(SharedBytes tile, int key) {
+        return load<Vector<float, 2>>(&tile[kScales + key * 4]);
     }
 
-    template <typename Bytes>
-    static __device__ __forceinline__ Vector<float, 2> value_scales(Bytes tile, int key) {
-        if constexpr (kScaled) return load<Vector<float, 2>>(&tile[kScales + (kKeys + key) * 4]);
-        return {{1.0f, 1.0f}};
+    static __device__ __forceinline__ Vector<float, 2> value_scales(SharedBytes tile, int key) {
+        return load<Vector<float, 2>>(&tile[kScales + (kKeys + key) * 4]);
     }
 
-    // The dimension of sums[n][i], i even, and of its neighbour sums[n][i + 1].
+    // The dimension of sums[n][i].
     static __device__ __forceinline__ int dimension_of(int n, int i) {
         const int column = threadIdx.x % 4 * 2 + i % 2;
         return kScaled ? n / 2 * 16 + column * 2 + n % 2 : n * 8 + column;
+    }
+
+private:
+    // 16 keys and their values, a chunk a thread and turn; the last turn may be of some threads only.
+    template <int kThreads, typename Wanted>
+    static __device__ __forceinline__ void copy(SharedBytes rows, const KV* k, const KV* v, int thread,
+                                                Wanted wanted) {
+        constexpr int kAll = kGroupKeys * kChunks, kPerChunk = kVectorBytes / static_cast<int>(sizeof(KV));
+        if constexpr (kThreads % kChunks == 0 && kAll % kThreads == 0) {
+            const int row = thread / kChunks, at = row * kRowBytes + thread % kChunks * kVectorBytes;
+            return copy_column<0, kThreads>(&rows[at], k + thread * kPerChunk, v + thread * kPerChunk, row, wanted);
+        }
+#pragma unroll
+        for (int turn = 0; turn < (kAll + kThreads - 1) / kThreads; ++turn) {
+            const int i = thread + turn * kThreads, row = i / kChunks;
+            if (kAll % kThreads != 0 && i >= kAll) break;
+            const int at = row * kRowBytes + i % kChunks * kVectorBytes;
+            copy_async(&rows[at], k + i * kPerChunk, wanted(row));
+            copy_async(&rows[kValues + at], v + i * kPerChunk, wanted(row));
+        }
+    }
+
+    // Turns kTurn.. of a thread that stays in its column: all addresses are known but the first.
+    template <int kTurn, int kThreads, typename Wanted>
+    static __device__ __forceinline__ void copy_column(void* to, const KV* k, const KV* v, int row, Wanted wanted) {
+        constexpr int kFrom = kTurn * kThreads * kVectorBytes, kTo = kTurn * (kThreads / kChunks) * kRowBytes;
+        const bool is_wanted = wanted(row + kTurn * (kThreads / kChunks));
+        copy_async_at<kTo, kFrom>(to, k, is_wanted);
+        copy_async_at<kTo + kValues, kFrom>(to, v, is_wanted);
+        if constexpr ((kTurn + 1) * kThreads < kGroupKeys * kChunks)
+            copy_column<kTurn + 1, kThreads>(to, k, v, row, wanted);
     }
 };
 
@@ -209,24 +268,32 @@ struct Softmax {
     float sums[kHeadDim / 8][4] = {};
 
     // Take in the values of the tile with the weights of these scores.
-    template <typename Bytes>
-    __device__ __forceinline__ void take(float (&scores)[kKeys / 8][4], Bytes tile) {
-        raise(scores);
-        const int t = threadIdx.x % 4 * 2;
+    __device__ __forceinline__ void take(float (&scores)[kKeys / 8][4], float factor, SharedBytes tile) {
+        raise(scores, factor);
+        // Of a row that has seen nothing yet all weights are 0.
+        const float down[2] = {max[0] > kMasked ? -max[0] * factor : 0.0f,
+                               max[1] > kMasked ? -max[1] * factor : 0.0f};
 #pragma unroll
         for (int group = 0; group < kKeys / kGroupKeys; ++group) {
             u32 weights[4];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const auto& of = scores[2 * group + half];
-                const auto scales = Tile::value_scales(tile, group * kGroupKeys + half * 8 + t);
+                float wide[4];
 #pragma unroll
-                for (int row = 0; row < 2; ++row) {
-                    const float first = exp2_fast(of[2 * row] - max[row]);
-                    const float second = exp2_fast(of[2 * row + 1] - max[row]);
-                    total[row] += first + second;
-                    weights[2 * half + row] = pair_of<T>(scaled(first, scales[0]), scaled(second, scales[1]));
+                for (int i = 0; i < 4; ++i) {
+                    wide[i] = exp2_fast(fmaf(of[i], factor, down[i / 2]));
+                    total[i / 2] += wide[i];
                 }
+                if constexpr (Tile::kScaled) {
+                    const int key = group * kGroupKeys + half * 8 + threadIdx.x % 4 * 2;
+                    const auto scales = Tile::value_scales(tile, key);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)  // a masked key's scale may be anything
+                        wide[i] = wide[i] > 0.0f ? wide[i] * scales[i % 2] : 0.0f;
+                }
+                weights[2 * half] = pair_of<T>(wide[0], wide[1]);
+                weights[2 * half + 1] = pair_of<T>(wide[2], wide[3]);
             }
             Tile::multiply_values(sums, weights, group, tile);
         }
@@ -258,13 +325,10 @@ struct Softmax {
     }
 
 private:
-    // A masked key's scale may be anything.
-    static __device__ __forceinline__ float scaled(float weight, float scale) {
-        return Tile::kScaled ? (weight > 0.0f ? weight * scale : 0.0f) : weight;
-    }
-
     // Make max that of the scores too, and what there is relative to it.
-    __device__ __forceinline__ void raise(const float (&scores)[kKeys / 8][4]) {
+    __device__ __forceinline__ void raise(const float (&scores)[kKeys / 8][4], float factor) {
+        float less[2];
+        bool is_raised = false;
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             float found = max[row];
@@ -272,14 +336,15 @@ private:
             for (int j = 0; j < kKeys / 8; ++j) found = fmaxf(found, fmaxf(scores[j][2 * row], scores[j][2 * row + 1]));
             found = fmaxf(found, __shfl_xor_sync(kEveryLane, found, 1));
             found = fmaxf(found, __shfl_xor_sync(kEveryLane, found, 2));
-            const float factor = exp2_fast(max[row] - found);
+            less[row] = exp2_fast((max[row] - found) * factor);
+            is_raised |= found > max[row];
             max[row] = found;
-            total[row] *= factor;
-#pragma unroll
-            for (int n = 0; n < kHeadDim / 8; ++n) {
-                sums[n][2 * row] *= factor;
-                sums[n][2 * row + 1] *= factor;
-            }
+            total[row] *= less[row];
         }
+        if (!__ballot_sync(kEveryLane, is_raised)) return;  // the more keys were seen, the rarer
+#pragma unroll
+        for (int n = 0; n < kHeadDim / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[n][i] *= less[i / 2];
     }
 };

@@ -1,5 +1,5 @@
-// copy_blocks: whole KV blocks from one cache to another, or within one: forks of a prefix, and moves between the device
-// and pinned memory of the host.
+// copy_blocks: whole KV blocks from one cache to another, or within one: forks of a prefix, and moves between the
+// device and pinned memory of the host.
 //
 //   source     [num_from, block_bytes], contiguous
 //   to         [num_to, block_bytes], contiguous, written in place; it may be source, where no block is both

@@ -44,7 +44,7 @@ struct SharedArray {
     __device__ __forceinline__ T& operator[](int i) { return data[i]; }
 };
 
-// The shared memory whose size the launch decides, from a byte of it on; aligned to 1024 bytes; of auto type in kernels.
+// The shared memory whose size the launch decides, from a byte on; aligned to 1024 bytes; of auto type in kernels.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared(int at_bytes = 0) {
     extern __shared__ __align__(1024) u8 dynamic_shared_bytes[];
@@ -61,6 +61,14 @@ __device__ __forceinline__ u32 shared_address(const void* p) {
 __device__ __forceinline__ void copy_async(void* to, const void* p, bool wanted) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(p),
                  "r"(wanted ? 16 : 0)
+                 : "memory");
+}
+
+// The same at kTo bytes behind to and kFrom bytes behind p, which costs no instruction.
+template <int kTo, int kFrom>
+__device__ __forceinline__ void copy_async_at(void* to, const void* p, bool wanted) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0 + %3], [%1 + %4], 16, %2;" ::"r"(shared_address(to)), "l"(p),
+                 "r"(wanted ? 16 : 0), "n"(kTo), "n"(kFrom)
                  : "memory");
 }
 

@@ -23,13 +23,16 @@
 //                merge_splits: (num_heads, num_seqs)
 //   block        kWarps * 32; merge_splits: kThreads
 //   shared       kWarps * kStages of Tile<T, KV, kHeadDim, 16>, or kWarps * 16 * (kHeadDim + 2) floats where that is
-//                more; single: kWarps * 32 / kLanesOfRow * (kHeadDim + 2) floats
+//                more; single: a state of kHeadDim + 2 floats for each row of lanes
 //
 // Ladder
-//   v1  mma.sync m16n8k16 with the heads of a group as rows. Expected at 32 and 8 heads of 128, bf16, 8 x 32k keys, on an
-//       H200 that copies 4.3 TB/s: 1.07 GB, 250 us. Three blocks of 69 KB fit a multiprocessor, 104 KB are on their
+//   v1  mma.sync m16n8k16 with the heads of a group as rows. Expected at 32 and 8 heads of 128, bf16, 8 x 32k keys, on
+//       an H200 that copies 4.3 TB/s: 1.07 GB, 250 us. Three blocks of 68 KB fit a multiprocessor, 104 KB are on their
 //       way, four times what 800 ns at full rate need. At 1 x 1k the launches decide: two of 2 to 3 us and a chain of
 //       three loads from memory, some 8 us. Not measured yet.
+//   v2  As v2 of paged_prefill: 627 instructions of the loop became 503 (bf16, heads of 128, sm_90a), 873 became 802 of
+//       e4m3, where half of them turn codes into numbers. A tile of 16 keys is 8 or 4 KB, so four instructions a clock
+//       would be 15 and 4.7 TB/s on an H200: e4m3 may well be bound by them. Not measured yet.
 #include "attention.cuh"
 
 // The keys of a sequence that a block sees.
@@ -52,14 +55,13 @@ __device__ __forceinline__ Split find_split(const int* cu_seqlens_q, const int* 
     return {behind - token == 1 ? token : -1, first, begin, smaller(begin + size, seq_len)};
 }
 
-// The result of kStates partial softmaxes over head_dim dimensions each, in shared memory, for dimension at.
-template <int kStates>
+// Several partial softmaxes together, for one dimension.
 struct Merged {
     float max = kMasked, total = 0.0f, sum = 0.0f;
 
-    // totals(i) and sums(i) are those of state i.
+    // totals(i) gives the largest score and the sum of weights of state i, sums(i) its sum of values.
     template <typename Totals, typename Sums>
-    __device__ __forceinline__ void take(Totals totals, Sums sums, int num_states = kStates) {
+    __device__ __forceinline__ Merged(int num_states, Totals totals, Sums sums) {
         for (int i = 0; i < num_states; ++i) max = fmaxf(max, totals(i)[0]);
         for (int i = 0; i < num_states; ++i) {
             const Vector<float, 2> of = totals(i);
@@ -77,22 +79,43 @@ template <int kHeadDim, int kStates, int kRowsOfState>
 struct Meeting {
     static constexpr int kSums = kStates * kRowsOfState * kHeadDim;
 
-    static __device__ __forceinline__ int sums_of(int state, int row) { return (state * kRowsOfState + row) * kHeadDim; }
+    static __device__ __forceinline__ int sums_of(int state, int row) {
+        return (state * kRowsOfState + row) * kHeadDim;
+    }
     static __device__ __forceinline__ int totals_of(int state, int row) {
         return kSums + (state * kRowsOfState + row) * 2;
     }
 
+    // Bring the two rows that each lane of a warp has a part of; their largest scores become powers of two.
+    template <typename KeyTile, typename Softmax>
+    static __device__ __forceinline__ void bring(const Softmax& softmax, float factor, int state, int num_rows,
+                                                 SharedFloats floats) {
+        const int lane = threadIdx.x % kWarp;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = lane / 4 + 8 * i;
+            if (row >= num_rows) continue;
+#pragma unroll
+            for (int n = 0; n < kHeadDim / 8; ++n) {
+                floats[sums_of(state, row) + KeyTile::dimension_of(n, 0)] = softmax.sums[n][2 * i];
+                floats[sums_of(state, row) + KeyTile::dimension_of(n, 1)] = softmax.sums[n][2 * i + 1];
+            }
+            if (lane % 4 == 0)
+                store(&floats[totals_of(state, row)], Vector<float, 2>{{softmax.max[i] * factor, softmax.total[i]}});
+        }
+    }
+
     // Merge num_rows rows, which are heads first_head.. of a token, and write them where they belong.
-    template <typename T, typename Floats>
-    static __device__ __forceinline__ void finish(T* out, float* partial_out, float* partial_totals, Floats floats,
-                                                  i64 token, int num_heads, int first_head, int num_rows,
-                                                  int num_threads) {
+    template <typename T>
+    static __device__ __forceinline__ void finish(T* out, float* partial_out, float* partial_totals,
+                                                  SharedFloats floats, i64 token, int num_heads, int first_head,
+                                                  int num_rows, int num_threads) {
         const i64 heads = static_cast<i64>(blockIdx.z) * num_heads + first_head;
         for (int i = threadIdx.x; i < num_rows * kHeadDim; i += num_threads) {
             const int row = i / kHeadDim, at = i % kHeadDim;
-            Merged<kStates> merged;
-            merged.take([&](int state) { return load<Vector<float, 2>>(&floats[totals_of(state, row)]); },
-                        [&](int state) { return static_cast<float>(floats[sums_of(state, row) + at]); });
+            const Merged merged(
+                kStates, [&](int state) { return load<Vector<float, 2>>(&floats[totals_of(state, row)]); },
+                [&](int state) { return static_cast<float>(floats[sums_of(state, row) + at]); });
             if (gridDim.x == 1) {
                 store(out + (token * num_heads + first_head + row) * kHeadDim + at, from_float<T>(merged.result()));
                 continue;
@@ -104,8 +127,36 @@ struct Meeting {
     }
 };
 
+// A warp's tiles: every kStride-th group of 16 keys, all but one of kStages on their way.
+template <typename KeyTile, typename KV, int kHeadDim, int kStages, int kStride>
+struct Ring {
+    PagedKeys<KV, kHeadDim> keys;
+    SharedBytes tiles;
+    int next, end;   // keys: of the next tile, and behind the last
+    int next_block;  // read long before it is needed
+
+    __device__ __forceinline__ Ring(const PagedKeys<KV, kHeadDim>& keys, SharedBytes tiles, int begin, int end)
+        : keys(keys), tiles(tiles), next(begin), end(end), next_block(begin < end ? keys.block_of(begin) : 0) {
+#pragma unroll
+        for (int slot = 0; slot < kStages - 1; ++slot) fetch(slot);
+    }
+
+    __device__ __forceinline__ SharedBytes tile(int slot) const { return tiles + slot * KeyTile::kBytes; }
+
+    // Start to fetch the next tile, if there is one; a group of copies either way.
+    __device__ __forceinline__ void fetch(int slot) {
+        if (next < end) {
+            const i64 place = keys.place_of(next_block, next % keys.block_size);
+            KeyTile::template fetch<kWarp>(tile(slot), 0, keys, place, end - next, threadIdx.x % kWarp);
+            next += kStride;
+            if (next < end) next_block = keys.block_of(next);
+        }
+        commit_copies();
+    }
+};
+
 template <typename T, typename KV, int kHeadDim, int kWarps, int kStages>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps * 32, kHeadDim == 64 ? 4 : 2)
 paged_decode(T* __restrict__ out, float* __restrict__ partial_out, float* __restrict__ partial_totals,
              const T* __restrict__ q, const KV* __restrict__ k_cache, const KV* __restrict__ v_cache,
              const float* __restrict__ k_scales, const float* __restrict__ v_scales,
@@ -113,6 +164,7 @@ paged_decode(T* __restrict__ out, float* __restrict__ partial_out, float* __rest
              const int* __restrict__ block_tables, const int* __restrict__ split_size, int num_heads, int num_kv_heads,
              i64 q_stride, int block_size, int max_blocks, float scale, float soft_cap, int sliding_window) {
     using KeyTile = Tile<T, KV, kHeadDim, kGroupKeys>;
+    using Keys = PagedKeys<KV, kHeadDim>;
     using Meet = Meeting<kHeadDim, kWarps, kRows>;
     const int group_size = num_heads / num_kv_heads, tiles = (group_size + kRows - 1) / kRows;
     const int kv_head = blockIdx.y / tiles, row_in_group = blockIdx.y % tiles * kRows;
@@ -120,73 +172,41 @@ paged_decode(T* __restrict__ out, float* __restrict__ partial_out, float* __rest
     const Split split = find_split(cu_seqlens_q, seq_lens, split_size, blockIdx.z, blockIdx.x, sliding_window);
     if (split.token < 0 || (split.begin >= split.end && gridDim.x > 1)) return;
 
-    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const int warp = threadIdx.x / kWarp, row = threadIdx.x % kWarp / 4;
+    constexpr int kStride = kWarps * kGroupKeys;
     const int* block_table = block_tables + static_cast<i64>(blockIdx.z) * max_blocks;
-    const auto ring = dynamic_shared<u8>() + warp * kStages * KeyTile::kBytes;
-    constexpr int kStride = kWarps * kGroupKeys;  // from one tile of a warp to its next
-    int next = split.begin + warp * kGroupKeys;   // tile to be fetched
-    int next_block = next < split.end ? load<int>(block_table + next / block_size) : 0;
-    const auto fetch = [&](int slot) {
-        if (next < split.end) {
-            const Place<KV> place(k_cache, v_cache, k_scales, v_scales, next_block, num_kv_heads, kv_head, block_size,
-                                  kHeadDim, next % block_size);
-            KeyTile::template fetch<kWarp>(ring + slot * KeyTile::kBytes, 0, place, split.end - next, lane);
-            next += kStride;
-            if (next < split.end) next_block = load<int>(block_table + next / block_size);  // long before it is needed
-        }
-        commit_copies();
-    };
-#pragma unroll
-    for (int slot = 0; slot < kStages - 1; ++slot) fetch(slot);
-
-    const int row = lane / 4;
+    const Keys paged{k_cache, v_cache, k_scales, v_scales, block_table, num_kv_heads, kv_head, block_size};
+    const int begin = split.begin + warp * kGroupKeys;
+    Ring<KeyTile, KV, kHeadDim, kStages, kStride> ring(paged, dynamic_shared<u8>(warp * kStages * KeyTile::kBytes),
+                                                       begin, split.end);
     const T* rows = q + split.token * q_stride + first_head * kHeadDim;
     const typename KeyTile::template Queries<true> queries(row < num_rows ? rows + row * kHeadDim : nullptr,
                                                            row + 8 < num_rows ? rows + (row + 8) * kHeadDim : nullptr);
-
     const Scoring scoring(scale, soft_cap);
     Softmax<KeyTile, T, kHeadDim, kGroupKeys> softmax;
     int slot = 0;
-    for (int base = split.begin + warp * kGroupKeys; base < split.end; base += kStride) {
+    for (int base = begin; base < split.end; base += kStride) {
         wait_copies<kStages - 2>();
         __syncwarp();
-        fetch(slot == 0 ? kStages - 1 : slot - 1);  // into the slot of the last tile
-        const auto keys = ring + slot * KeyTile::kBytes;
-        float scores[2][4] = {};
-        KeyTile::multiply_keys(scores, queries, keys);
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            const int column = j * 8 + lane % 4 * 2;
-            const auto scales = KeyTile::key_scales(keys, column);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int key = base + column + i % 2;
-                const float score = scoring.of(scores[j][i] * scales[i % 2]);
-                scores[j][i] = key >= split.first && key < split.end ? score : kMasked;
-            }
+        ring.fetch(slot == 0 ? kStages - 1 : slot - 1);  // into the slot of the last tile
+        float scores[kGroupKeys / 8][4] = {};
+        KeyTile::multiply_keys(scores, queries, ring.tile(slot));
+        KeyTile::score(scores, ring.tile(slot), scoring);
+        if (base < split.first || base + kGroupKeys > split.end) {
+            const int first[2] = {split.first - base, split.first - base};
+            const int behind[2] = {split.end - base, split.end - base};
+            KeyTile::mask(scores, first, behind);
         }
-        softmax.take(scores, keys);
+        softmax.take(scores, scoring.factor, ring.tile(slot));
         if (++slot == kStages) slot = 0;
     }
     wait_copies<0>();
     softmax.finish();
     __syncthreads();  // the rings become the meeting
-
-    auto floats = dynamic_shared<float>();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        if (row + 8 * i >= num_rows) continue;
-#pragma unroll
-        for (int n = 0; n < kHeadDim / 8; ++n) {
-            floats[Meet::sums_of(warp, row + 8 * i) + KeyTile::dimension_of(n, 0)] = softmax.sums[n][2 * i];
-            floats[Meet::sums_of(warp, row + 8 * i) + KeyTile::dimension_of(n, 1)] = softmax.sums[n][2 * i + 1];
-        }
-        if (lane % 4 == 0)
-            store(&floats[Meet::totals_of(warp, row + 8 * i)], Vector<float, 2>{{softmax.max[i], softmax.total[i]}});
-    }
+    Meet::template bring<KeyTile>(softmax, scoring.factor, warp, num_rows, dynamic_shared<float>());
     __syncthreads();
-    Meet::finish(out, partial_out, partial_totals, floats, split.token, num_heads, first_head, num_rows,
-                 kWarps * kWarp);
+    Meet::finish(out, partial_out, partial_totals, dynamic_shared<float>(), split.token, num_heads, first_head,
+                 num_rows, kWarps * kWarp);
 }
 
 // Lanes that share a row of keys: the power of two with 16 bytes for each.
@@ -197,6 +217,78 @@ __device__ constexpr int lanes_of_row() {
     return lanes;
 }
 
+// What a row of lanes knows of one head, each lane kWidth dimensions: its query, and the running softmax over the keys
+// that this row of lanes has seen.
+template <typename KV, int kHeadDim>
+struct RowState {
+    static constexpr int kLanes = lanes_of_row<KV, kHeadDim>(), kRowsAtOnce = kWarp / kLanes;
+    static constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(KV));
+    static constexpr int kTurns = smaller(4, kGroupKeys / kRowsAtOnce), kKeys = kTurns * kRowsAtOnce;  // of a tile
+
+    Vector<float, kWidth> query = {}, sums = {};
+    float max = kMasked, total = 0.0f;
+
+    static __device__ __forceinline__ int dimension() { return threadIdx.x % kLanes * kWidth; }
+    static __device__ __forceinline__ bool is_live() { return dimension() < kHeadDim; }
+
+    // Take in the keys of a tile, from key base on, which are in one block from a place on.
+    template <typename Seen>
+    __device__ __forceinline__ void take(const PagedKeys<KV, kHeadDim>& keys, i64 place, int base,
+                                         const Scoring& scoring, Seen seen) {
+        Vector<KV, kWidth> k[kTurns] = {}, v[kTurns] = {};
+        float k_scales[kTurns], v_scales[kTurns];
+        place += threadIdx.x % kWarp / kLanes;
+        base += threadIdx.x % kWarp / kLanes;
+#pragma unroll
+        for (int turn = 0; turn < kTurns; ++turn) {
+            k_scales[turn] = v_scales[turn] = 1.0f;
+            if (!is_live() || !seen(base + turn * kRowsAtOnce)) continue;
+            const i64 at = (place + turn * kRowsAtOnce) * kHeadDim + dimension();
+            k[turn] = load_once<Vector<KV, kWidth>>(keys.k_cache + at);
+            v[turn] = load_once<Vector<KV, kWidth>>(keys.v_cache + at);
+            if constexpr (sizeof(KV) == 1) {
+                k_scales[turn] = load<float>(keys.k_scales + place + turn * kRowsAtOnce);
+                v_scales[turn] = load<float>(keys.v_scales + place + turn * kRowsAtOnce);
+            }
+        }
+        float scores[kTurns], found = max;
+#pragma unroll
+        for (int turn = 0; turn < kTurns; ++turn) {
+            scores[turn] = product_with(k[turn]) * k_scales[turn];
+            if (scoring.cap > 0.0f) scores[turn] = scoring.capped(scores[turn]);
+            scores[turn] = seen(base + turn * kRowsAtOnce) ? scores[turn] * scoring.factor : kMasked;
+            found = fmaxf(found, scores[turn]);
+        }
+        raise(found);
+#pragma unroll
+        for (int turn = 0; turn < kTurns; ++turn) {
+            const float weight = scores[turn] > kMasked ? exp2_fast(scores[turn] - max) : 0.0f;
+            total += weight;
+#pragma unroll
+            for (int i = 0; i < kWidth; ++i) sums[i] += weight * v_scales[turn] * to_float(v[turn][i]);
+        }
+    }
+
+private:
+    // Of the query with a key, in every lane of the row.
+    __device__ __forceinline__ float product_with(const Vector<KV, kWidth>& key) const {
+        float product = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) product += query[i] * to_float(key[i]);
+#pragma unroll
+        for (int step = kLanes / 2; step > 0; step /= 2) product += __shfl_xor_sync(kEveryLane, product, step);
+        return product;
+    }
+
+    __device__ __forceinline__ void raise(float found) {
+        const float factor = exp2_fast(max - found);
+        max = found;
+        total *= factor;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) sums[i] *= factor;
+    }
+};
+
 template <typename T, typename KV, int kHeadDim, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, sizeof(KV) == 1 ? 2 : 4)
 paged_decode_single(T* __restrict__ out, float* __restrict__ partial_out, float* __restrict__ partial_totals,
@@ -206,75 +298,29 @@ paged_decode_single(T* __restrict__ out, float* __restrict__ partial_out, float*
                     const int* __restrict__ block_tables, const int* __restrict__ split_size, int num_heads,
                     int num_kv_heads, i64 q_stride, int block_size, int max_blocks, float scale, float soft_cap,
                     int sliding_window) {
-    constexpr int kLanesOfRow = lanes_of_row<KV, kHeadDim>(), kRowsAtOnce = kWarp / kLanesOfRow;
-    constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(KV));
-    constexpr int kTurns = smaller(4, kGroupKeys / kRowsAtOnce), kKeys = kTurns * kRowsAtOnce;  // of a tile
-    constexpr int kStates = kWarps * kRowsAtOnce;
-    using Meet = Meeting<kHeadDim, kStates, 1>;
-    const int head = blockIdx.y, lane = threadIdx.x % kWarp, state = threadIdx.x / kLanesOfRow;
+    using State = RowState<KV, kHeadDim>;
+    using Meet = Meeting<kHeadDim, kWarps * State::kRowsAtOnce, 1>;
+    const int head = blockIdx.y, number = threadIdx.x / State::kLanes, at = State::dimension();
     const Split split = find_split(cu_seqlens_q, seq_lens, split_size, blockIdx.z, blockIdx.x, sliding_window);
     if (split.token < 0 || (split.begin >= split.end && gridDim.x > 1)) return;
 
-    const int at = lane % kLanesOfRow * kWidth;  // first dimension of this lane
-    const bool live = at < kHeadDim;
-    Vector<float, kWidth> query = {}, sums = {};
-    if (live) query = load_wide<T, kWidth>(q + split.token * q_stride + head * kHeadDim + at);
-    float max = kMasked, total = 0.0f;
-
-    const Scoring scoring(scale, soft_cap);
     const int* block_table = block_tables + static_cast<i64>(blockIdx.z) * max_blocks;
-    for (int base = split.begin + threadIdx.x / kWarp * kKeys; base < split.end; base += kWarps * kKeys) {
-        const Place<KV> place(k_cache, v_cache, k_scales, v_scales, load<int>(block_table + base / block_size),
-                              num_kv_heads, head, block_size, kHeadDim, base % block_size);
-        Vector<KV, kWidth> keys[kTurns] = {}, values[kTurns] = {};
-        float scores[kTurns], value_scales[kTurns];
-#pragma unroll
-        for (int turn = 0; turn < kTurns; ++turn) {
-            const int row = turn * kRowsAtOnce + lane / kLanesOfRow;
-            if (!live || base + row >= split.end) continue;
-            keys[turn] = load_once<Vector<KV, kWidth>>(place.k + row * kHeadDim + at);
-            values[turn] = load_once<Vector<KV, kWidth>>(place.v + row * kHeadDim + at);
-        }
-        float found = max;
-#pragma unroll
-        for (int turn = 0; turn < kTurns; ++turn) {
-            const int row = turn * kRowsAtOnce + lane / kLanesOfRow, key = base + row;
-            const bool visible = key >= split.first && key < split.end;
-            float product = 0.0f;
-#pragma unroll
-            for (int i = 0; i < kWidth; ++i) product += query[i] * to_float(keys[turn][i]);
-#pragma unroll
-            for (int step = kLanesOfRow / 2; step > 0; step /= 2) product += __shfl_xor_sync(kEveryLane, product, step);
-            value_scales[turn] = 1.0f;
-            if constexpr (sizeof(KV) == 1) {
-                if (visible) {
-                    product *= load<float>(place.k_scales + row);
-                    value_scales[turn] = load<float>(place.v_scales + row);
-                }
-            }
-            scores[turn] = visible ? scoring.of(product) : kMasked;
-            found = fmaxf(found, scores[turn]);
-        }
-        const float factor = exp2_fast(max - found);
-        max = found;
-        total *= factor;
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) sums[i] *= factor;
-#pragma unroll
-        for (int turn = 0; turn < kTurns; ++turn) {
-            const float weight = scores[turn] > kMasked ? exp2_fast(scores[turn] - max) : 0.0f;
-            total += weight;
-#pragma unroll
-            for (int i = 0; i < kWidth; ++i) sums[i] += weight * value_scales[turn] * to_float(values[turn][i]);
-        }
-    }
+    const PagedKeys<KV, kHeadDim> keys{k_cache,     v_cache,      k_scales, v_scales,
+                                       block_table, num_kv_heads, head,     block_size};
+    State state;
+    if (State::is_live())
+        state.query = load_wide<T, State::kWidth>(q + split.token * q_stride + head * kHeadDim + at);
+    const Scoring scoring(scale, soft_cap);
+    const auto seen = [&](int key) { return key >= split.first && key < split.end; };
+    for (int base = split.begin + threadIdx.x / kWarp * State::kKeys; base < split.end; base += kWarps * State::kKeys)
+        state.take(keys, keys.place_of(keys.block_of(base), base % block_size), base, scoring, seen);
 
     auto floats = dynamic_shared<float>();
-    if (live) {
+    if (State::is_live()) {
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) floats[Meet::sums_of(state, 0) + at + i] = sums[i];
+        for (int i = 0; i < State::kWidth; ++i) floats[Meet::sums_of(number, 0) + at + i] = state.sums[i];
     }
-    if (lane % kLanesOfRow == 0) store(&floats[Meet::totals_of(state, 0)], Vector<float, 2>{{max, total}});
+    if (at == 0) store(&floats[Meet::totals_of(number, 0)], Vector<float, 2>{{state.max, state.total}});
     __syncthreads();
     Meet::finish(out, partial_out, partial_totals, floats, split.token, num_heads, head, 1, kWarps * kWarp);
 }
@@ -291,9 +337,9 @@ merge_splits(T* __restrict__ out, const float* __restrict__ partial_out, const f
     const int live = smaller((keys + size - 1) / size, num_splits);
     const i64 first = (static_cast<i64>(seq) * num_heads + head) * num_splits;
     for (int at = threadIdx.x; at < head_dim; at += kThreads) {
-        Merged<0> merged;
-        merged.take([&](int i) { return load<Vector<float, 2>>(partial_totals + (first + i) * 2); },
-                    [&](int i) { return load<float>(partial_out + (first + i) * head_dim + at); }, live);
+        const Merged merged(
+            live, [&](int i) { return load<Vector<float, 2>>(partial_totals + (first + i) * 2); },
+            [&](int i) { return load<float>(partial_out + (first + i) * head_dim + at); });
         store(out + (static_cast<i64>(whole.token) * num_heads + head) * head_dim + at, from_float<T>(merged.result()));
     }
 }

@@ -1,5 +1,5 @@
-// paged_prefill: causal attention of a ragged batch over the paged cache, the last tokens of each sequence to all of its
-// tokens up to themselves; sequences with fewer than min_queries tokens are left to paged_decode.
+// paged_prefill: causal attention of a ragged batch over the paged cache, the last tokens of each sequence to all of
+// its tokens up to themselves; sequences with fewer than min_queries tokens are left to paged_decode.
 //
 //   q                   [num_tokens, num_heads, head_dim], token t at q + t * q_stride elements, its heads contiguous
 //   k_cache, v_cache    [num_blocks, num_kv_heads, block_size, head_dim], contiguous; block_size a multiple of 16
@@ -22,7 +22,15 @@
 // A row's result does not depend on the rows beside it: keys are taken in tiles that begin at multiples of kKeys.
 //
 // Ladder
-//   v1  mma.sync m16n8k16, 16 rows a warp, the next tile copied while one is computed; long rows of tiles first.
+//   v1  mma.sync m16n8k16, 16 rows a warp, the next tile copied while one is computed, the rows with most keys first.
+//       Heads of 256 read their queries anew for each tile: kept in registers they spilled (nvcc 13.0, sm_90a), as e4m3
+//       of 64 and 80 did until the compiler was told how many blocks share a multiprocessor.
+//   v2  Caps and masks are decided for a tile, not for each score; a copy's turns are known when it is compiled, so most
+//       addresses are immediate; rows are brought down only where one of the warp's found a larger score; a bare
+//       product's factor is part of the power. Of the loop's instructions (bf16, heads of 128, sm_90a, as nvdisasm
+//       counts them) there were 2965 and are 1285, both kinds of fetch and the cap included; 128 are mma. What went
+//       wrong on the way: left to itself the compiler unrolled the copies by four for a count that it did not know,
+//       and took the 64-bit address of each apart and put it together again. Not measured yet.
 //       Expected at 32 and 8 heads of 128, bf16, 8192 tokens, on an H200: each warp loads a tile from shared memory for
 //       16 rows, which bounds it to 16 FLOP a byte, 2048 a clock and multiprocessor of the 4096 that it can do: at most
 //       400 TFLOP/s, 1.4 ms; FlashAttention-3 takes 0.81. Not measured yet.
@@ -62,19 +70,59 @@ __device__ __forceinline__ RowTile find_rows(const int* cu_seqlens_q, int num_se
     return {};
 }
 
-// Where the next 16 keys of a sequence are.
-struct Cursor {
-    const int* block;
+// Fetches a sequence's keys into tiles, 16 at a time, without dividing by the size of blocks.
+template <typename KeyTile, typename KV, int kHeadDim, int kKeys, int kThreads>
+struct Walker {
+    PagedKeys<KV, kHeadDim> keys;
+    SharedBytes tiles;
+    int next, end;          // keys: of the next tile, and behind the last
+    const int* block;       // of key next
     int offset;
 
-    __device__ __forceinline__ Cursor(const int* block_table, int key, int block_size)
-        : block(block_table + key / block_size), offset(key % block_size) {}
+    __device__ __forceinline__ Walker(const PagedKeys<KV, kHeadDim>& keys, SharedBytes tiles, int begin, int end)
+        : keys(keys), tiles(tiles), next(begin), end(end), block(keys.block_table + begin / keys.block_size),
+          offset(begin % keys.block_size) {}
 
-    __device__ __forceinline__ void advance(int block_size) {
-        offset += kGroupKeys;
-        if (offset < block_size) return;
-        offset = 0;
-        ++block;
+    __device__ __forceinline__ SharedBytes tile(int slot) const { return tiles + slot * KeyTile::kBytes; }
+
+    // Start to fetch the next tile, if there is one; a group of copies either way.
+    __device__ __forceinline__ void fetch(int slot) {
+        if (next < end) {
+#pragma unroll
+            for (int row = 0; row < kKeys; row += kGroupKeys) {
+                const int wanted = end - next - row;
+                const i64 place = keys.place_of(wanted > 0 ? load<int>(block) : 0, offset);
+                KeyTile::template fetch<kThreads>(tile(slot), row, keys, place, wanted, threadIdx.x);
+                offset += kGroupKeys;
+                if (offset == keys.block_size) {
+                    offset = 0;
+                    ++block;
+                }
+            }
+            next += kKeys;
+        }
+        commit_copies();
+    }
+};
+
+// The two rows of a lane; those behind a sequence's last are computed as it is, and not stored.
+template <typename T, int kHeadDim>
+struct LaneRows {
+    int position[2];
+    i64 head[2];  // token * num_heads + head; below 0 of rows that are not stored
+    const T* query[2];
+
+    __device__ __forceinline__ LaneRows(const T* q, i64 q_stride, int first_row, int num_rows, int first_token,
+                                        int num_computed, int first_head, int group_size, int num_heads) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = first_row + threadIdx.x / kWarp * kRows + threadIdx.x % kWarp / 4 + i * 8;
+            const int there = smaller(row, num_rows - 1);
+            const int token = there / group_size, of_token = first_head + there % group_size;
+            position[i] = num_computed + token;
+            head[i] = row < num_rows ? static_cast<i64>(first_token + token) * num_heads + of_token : -1;
+            query[i] = q + (first_token + token) * q_stride + of_token * kHeadDim;
+        }
     }
 };
 
@@ -86,85 +134,49 @@ paged_prefill(T* __restrict__ out, const T* __restrict__ q, const KV* __restrict
               const int* __restrict__ block_tables, int num_seqs, int num_heads, int num_kv_heads, i64 q_stride,
               int block_size, int max_blocks, float scale, float soft_cap, int sliding_window, int min_queries) {
     using KeyTile = Tile<T, KV, kHeadDim, kKeys>;
-    constexpr int kThreads = kWarps * kWarp;
+    using Keys = PagedKeys<KV, kHeadDim>;
     const int group_size = num_heads / num_kv_heads, kv_head = blockIdx.y;
     const RowTile tile = find_rows(cu_seqlens_q, num_seqs, group_size, kWarps * kRows, min_queries);
     if (tile.seq < 0) return;
     const int first_token = load<int>(cu_seqlens_q + tile.seq);
     const int num_queries = load<int>(cu_seqlens_q + tile.seq + 1) - first_token;
-    const int num_computed = load<int>(seq_lens + tile.seq) - num_queries;
-    const int num_rows = num_queries * group_size;
+    const int num_computed = load<int>(seq_lens + tile.seq) - num_queries, num_rows = num_queries * group_size;
+    const LaneRows<T, kHeadDim> rows(q, q_stride, tile.row, num_rows, first_token, num_computed, kv_head * group_size,
+                                     group_size, num_heads);
+    const typename KeyTile::template Queries<kHeadDim < 256> queries(rows.query[0], rows.query[1]);
 
-    // This lane's rows; those behind the last are computed as it is, and not stored.
-    int positions[2];
-    i64 heads[2];  // token * num_heads + head
-    const T* rows[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const int row = tile.row + threadIdx.x / kWarp * kRows + threadIdx.x % kWarp / 4 + i * 8;
-        const int token = smaller(row, num_rows - 1) / group_size;
-        const int head = kv_head * group_size + smaller(row, num_rows - 1) % group_size;
-        positions[i] = num_computed + token;
-        heads[i] = row < num_rows ? static_cast<i64>(first_token + token) * num_heads + head : -1;
-        rows[i] = q + (first_token + token) * q_stride + head * kHeadDim;
-    }
-    const typename KeyTile::template Queries<kHeadDim < 256> queries(rows[0], rows[1]);
+    // Keys that any of the block's rows sees, from a multiple of kKeys on, and those that all of them see.
+    const int first = num_computed + tile.row / group_size;
+    const int last = num_computed + (smaller(tile.row + kWarps * kRows, num_rows) - 1) / group_size;
+    const int window = sliding_window > 0 ? sliding_window : last + 1;
+    const int begin = first >= window ? (first - window + 1) / kKeys * kKeys : 0, end = last + 1;
+    const int all_from = last - window + 1, all_to = first + 1;
 
-    const int first_position = num_computed + tile.row / group_size;
-    const int last_position = num_computed + (smaller(tile.row + kWarps * kRows, num_rows) - 1) / group_size;
-    const int end = last_position + 1;
-    const int unseen = sliding_window > 0 ? first_position - sliding_window + 1 : 0;
-    const int begin = unseen > 0 ? unseen / kKeys * kKeys : 0;
-
-    auto bytes = dynamic_shared<u8>();
-    Cursor cursor(block_tables + static_cast<i64>(tile.seq) * max_blocks, begin, block_size);
-    const auto fetch = [&](int base, int slot) {
-#pragma unroll
-        for (int row = 0; row < kKeys; row += kGroupKeys) {
-            const int wanted = end - base - row;
-            const i64 block_id = wanted > 0 ? load<int>(cursor.block) : 0;
-            const Place<KV> place(k_cache, v_cache, k_scales, v_scales, block_id, num_kv_heads, kv_head, block_size,
-                                  kHeadDim, cursor.offset);
-            KeyTile::template fetch<kThreads>(bytes + slot * KeyTile::kBytes, row, place, wanted, threadIdx.x);
-            cursor.advance(block_size);
-        }
-    };
-
+    const int* block_table = block_tables + static_cast<i64>(tile.seq) * max_blocks;
+    const Keys paged{k_cache, v_cache, k_scales, v_scales, block_table, num_kv_heads, kv_head, block_size};
+    Walker<KeyTile, KV, kHeadDim, kKeys, kWarps * kWarp> walker(paged, dynamic_shared<u8>(), begin, end);
     const Scoring scoring(scale, soft_cap);
     Softmax<KeyTile, T, kHeadDim, kKeys> softmax;
-    fetch(begin, 0);
-    commit_copies();
+    walker.fetch(0);
     int slot = 0;
     for (int base = begin; base < end; base += kKeys, slot ^= 1) {
-        if (base + kKeys < end) fetch(base + kKeys, slot ^ 1);
-        commit_copies();
+        walker.fetch(slot ^ 1);
         wait_copies<1>();
         __syncthreads();
-        const auto keys = bytes + slot * KeyTile::kBytes;
         float scores[kKeys / 8][4] = {};
-        KeyTile::multiply_keys(scores, queries, keys);
-        const bool masked = base + kKeys > first_position + 1 ||
-                            (sliding_window > 0 && base <= last_position - sliding_window);
-#pragma unroll
-        for (int j = 0; j < kKeys / 8; ++j) {
-            const int column = j * 8 + threadIdx.x % 4 * 2;
-            const auto scales = KeyTile::key_scales(keys, column);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float score = scoring.of(scores[j][i] * scales[i % 2]);
-                const int key = base + column + i % 2, position = positions[i / 2];
-                const bool visible = key <= position && (sliding_window <= 0 || key > position - sliding_window);
-                scores[j][i] = !masked || visible ? score : kMasked;
-            }
+        KeyTile::multiply_keys(scores, queries, walker.tile(slot));
+        KeyTile::score(scores, walker.tile(slot), scoring);
+        if (base < all_from || base + kKeys > all_to) {
+            const int behind[2] = {rows.position[0] + 1 - base, rows.position[1] + 1 - base};
+            const int first[2] = {behind[0] - window, behind[1] - window};
+            KeyTile::mask(scores, first, behind);
         }
-        softmax.take(scores, keys);
+        softmax.take(scores, scoring.factor, walker.tile(slot));
         __syncthreads();  // the slot is filled anew
     }
     wait_copies<0>();
     softmax.finish();
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-        if (heads[row] < 0) continue;
-        softmax.store(out + heads[row] * kHeadDim, row);
-    }
+    for (int row = 0; row < 2; ++row)
+        if (rows.head[row] >= 0) softmax.store(out + rows.head[row] * kHeadDim, row);
 }

@@ -29,7 +29,7 @@
 // sums are made depends on the sizes alone, and for two tokens and more not on how many there are.
 //
 // A code becomes a number by one multiplication: as the last bits of a 16-bit float it is that many of the least
-// subnormal, and times a power of two exactly code / kWhole. The tensor cores multiply by whole codes; scales come in
+// subnormal, and times a power of two exactly code / whole(). The tensor cores multiply by whole codes; scales come in
 // float32 at a group's end, where the offset counts with the sum of the group's x, a product with ones.
 //
 // Ladder
@@ -46,11 +46,9 @@ constexpr int kHalf = 32;  // columns that two matrix instructions take
 
 using Words = Vector<u32, 4>;
 
-// How many a code of 1 is after numbers_of_codes.
+// How many of what numbers_of makes of a code are that code.
 template <typename T>
-__device__ __forceinline__ constexpr float whole() {
-    return sizeof(T) == 2 ? 1.0f : 0.0f;
-}
+__device__ __forceinline__ constexpr float whole();
 template <>
 __device__ __forceinline__ constexpr float whole<bf16>() {
     return 64.0f;  // 2^-133 * 2^127 = 1 / 64
@@ -72,20 +70,24 @@ __device__ __forceinline__ u32 numbers_of<fp16>(u32 codes) {
     return multiply_fp16_pair(codes, 0x78007800u);
 }
 
-// Two codes of 8 bits, in bits 0-7 and 16-23, as T; what else there is does not matter.
+// Two of four codes of 8 bits, bytes 0 and 2 or bytes 1 and 3, as T.
 template <typename T, typename Code>
 struct Bytes;
 template <typename T>
 struct Bytes<T, u8> {
     static __device__ __forceinline__ float whole_code() { return whole<T>(); }
-    static __device__ __forceinline__ u32 pair(u32 codes) {
-        return numbers_of<T>((codes & 0x00800080u) << 8 | (codes & 0x007f007fu));
+    static __device__ __forceinline__ u32 even(u32 codes) {
+        return numbers_of<T>((codes << 8 & 0x80008000u) | (codes & 0x007f007fu));
+    }
+    static __device__ __forceinline__ u32 odd(u32 codes) {
+        return numbers_of<T>((codes & 0x80008000u) | (codes >> 8 & 0x007f007fu));
     }
 };
 template <typename T>
 struct Bytes<T, e4m3> {
     static __device__ __forceinline__ float whole_code() { return 1.0f; }
-    static __device__ __forceinline__ u32 pair(u32 codes) { return pair_of_e4m3<T>(codes); }
+    static __device__ __forceinline__ u32 even(u32 codes) { return even_pair_of<T>(codes); }
+    static __device__ __forceinline__ u32 odd(u32 codes) { return odd_pair_of<T>(codes); }
 };
 
 // Operands of both matrix instructions of half a slab of 64, or of a slab of 32: a[j] for the j-th.
@@ -95,8 +97,8 @@ __device__ __forceinline__ void unpack_bytes(u32 (&a)[2][4], const Words& words)
     for (int j = 0; j < 2; ++j)
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            a[j][row] = Bytes<T, Code>::pair(words[2 * j + row]);
-            a[j][2 + row] = Bytes<T, Code>::pair(words[2 * j + row] >> 8);
+            a[j][row] = Bytes<T, Code>::even(words[2 * j + row]);
+            a[j][2 + row] = Bytes<T, Code>::odd(words[2 * j + row]);
         }
 }
 template <typename T>

@@ -1,6 +1,6 @@
-// rope_store_kv: what happens between the projection and attention, in one pass: queries and keys are normalised, if the
-// model does that, and turned by their positions; queries stay in place, keys and values go to the cache. Each step is
-// float32 and rounded to T, as by rms_norm, apply_rope and store_kv one after the other.
+// rope_store_kv: what happens between the projection and attention, in one pass: queries and keys are normalised, if
+// the model does that, and turned by their positions; queries stay in place, keys and values go to the cache. Each step
+// is float32 and rounded to T, as by rms_norm, apply_rope and store_kv one after the other.
 //
 //   q                   [num_tokens, num_heads, head_dim], token t at q + t * q_stride elements, its heads contiguous;
 //                       written in place

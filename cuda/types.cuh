@@ -67,16 +67,28 @@ __device__ __forceinline__ u32 pair_of<fp16>(float low, float high) {
     return fp16_pair_bits_of(low, high);
 }
 
-// Two e4m3, in bits 0-7 and 16-23 of codes, as T, exactly; what else codes holds does not matter.
+// Two of four e4m3, bytes 0 and 2 or bytes 1 and 3 of codes, as T, exactly: their bits in the places of those of T, and
+// what the exponents' biases differ by multiplied.
 template <typename T>
-__device__ __forceinline__ u32 pair_of_e4m3(u32 codes);
+__device__ __forceinline__ u32 even_pair_of(u32 codes);
 template <>
-__device__ __forceinline__ u32 pair_of_e4m3<bf16>(u32 codes) {
-    return multiply_bf16_pair((codes & 0x00800080u) << 8 | (codes & 0x007f007fu) << 4, 0x7b807b80u);  // 2^120
+__device__ __forceinline__ u32 even_pair_of<bf16>(u32 codes) {
+    return multiply_bf16_pair((codes << 8 & 0x80008000u) | (codes << 4 & 0x07f007f0u), 0x7b807b80u);  // 2^120
 }
 template <>
-__device__ __forceinline__ u32 pair_of_e4m3<fp16>(u32 codes) {
-    return multiply_fp16_pair((codes & 0x00800080u) << 8 | (codes & 0x007f007fu) << 7, 0x5c005c00u);  // 2^8
+__device__ __forceinline__ u32 even_pair_of<fp16>(u32 codes) {
+    return multiply_fp16_pair((codes << 8 & 0x80008000u) | (codes << 7 & 0x3f803f80u), 0x5c005c00u);  // 2^8
+}
+
+template <typename T>
+__device__ __forceinline__ u32 odd_pair_of(u32 codes);
+template <>
+__device__ __forceinline__ u32 odd_pair_of<bf16>(u32 codes) {
+    return multiply_bf16_pair((codes & 0x80008000u) | (codes >> 4 & 0x07f007f0u), 0x7b807b80u);
+}
+template <>
+__device__ __forceinline__ u32 odd_pair_of<fp16>(u32 codes) {
+    return multiply_fp16_pair((codes & 0x80008000u) | (codes >> 1 & 0x3f803f80u), 0x5c005c00u);
 }
 
 // c += a b, as mma_bf16 says.

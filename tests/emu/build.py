@@ -28,7 +28,7 @@ _FLAGS: Final = (
 ).split()
 SANITIZE: Final = "CUEMU_SANITIZE"
 """A variable: where it is set, AddressSanitizer and UBSan watch the kernels and the emulator itself."""
-_SANITIZERS: Final = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-sanitize=vptr -g1".split()
+_SANITIZERS: Final = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-sanitize=vptr -O0".split()
 _POINTEES: Final[Mapping[str, torch.dtype]] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,

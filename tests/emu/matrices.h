@@ -16,6 +16,11 @@ inline void copy_async(void* to, const void* p, bool wanted) {
     self.copies.push_back({to, wanted ? p : nullptr, self.num_groups});
 }
 
+template <int kTo, int kFrom>
+void copy_async_at(void* to, const void* p, bool wanted) {
+    copy_async(static_cast<char*>(to) + kTo, static_cast<const char*>(p) + kFrom, wanted);
+}
+
 inline void commit_copies() { ++cuemu::machine.current->num_groups; }
 
 namespace cuemu {

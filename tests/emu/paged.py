@@ -8,12 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.emu.device import EmulatedGpu
-from trioserve.kernels.paged_attention_gpu import (
-    AttentionPlan,
-    paged_attention_gpu,
-    paged_attention_gpu_ref,
-    plan_attention,
-)
+from trioserve.kernels.attention_plan import AttentionPlan, plan_attention
+from trioserve.kernels.paged_attention_gpu import paged_attention_gpu, paged_attention_gpu_ref
 
 BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
 TOLERANCE: Final = {BF16: 3e-3, FP16: 5e-4}

@@ -16,7 +16,7 @@ from typing import Final
 from trioserve.kernels.build import Builder
 from trioserve.kernels.catalogue import kernels
 from trioserve.kernels.nvrtc import OPTIONS, Usage, nvrtc
-from trioserve.kernels.source import Kernel, inlined
+from trioserve.kernels.source import Kernel, essence, inlined
 
 ARCHITECTURES: Final = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120")
 PATH: Final = Path(__file__).with_suffix(".json")
@@ -48,7 +48,7 @@ def digests() -> dict[str, str]:
     for kernel in kernels():
         names.setdefault(kernel.file, []).append(kernel.name)
     return {
-        file: hashlib.sha256("\0".join([inlined(file), *OPTIONS, *names[file]]).encode()).hexdigest()[:16]
+        file: hashlib.sha256("\0".join([essence(file), *OPTIONS, *names[file]]).encode()).hexdigest()[:16]
         for file in names
     }
 

@@ -53,16 +53,15 @@ def test_conversions_round_as_torch_does(library: Library, kind: str, dtype: tor
     torch.testing.assert_close(widened, x.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_codes_of_8_bits_are_what_torch_has(library: Library, kind: str, dtype: torch.dtype) -> None:
-    """All of them, alone and in pairs; 0x7f and 0xff, no numbers, become 480: nothing here writes them unasked."""
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_codes_of_8_bits_are_what_torch_has(library: Library, kind: str) -> None:
+    """All of them, alone and as four; 0x7f and 0xff, no numbers, become 480: nothing here writes them unasked."""
     codes = torch.arange(256, dtype=torch.uint8)
-    out = torch.empty(256, 3)
+    out = torch.empty(256, 5)
     library.launch(f"widen_codes<{kind}>", *(out, codes, 256), grid=(1,), block=(256,))
     expected = codes.view(torch.float8_e4m3fn).float().nan_to_num(480.0)
     expected[255] = -480.0
-    assert torch.equal(out, torch.stack([expected, expected.flip(0), expected], dim=1))
-    assert out.to(dtype).equal(out.to(dtype).float().to(dtype))
+    assert torch.equal(out, torch.stack([*(expected.roll(-61 * j) for j in range(4)), expected], dim=1))
 
 
 def test_numbers_go_to_the_nearest_code(library: Library) -> None:

@@ -7,9 +7,10 @@ from dataclasses import fields
 import pytest
 
 from trioserve.kernels.activation import activation_mul, activation_mul_ref
+from trioserve.kernels.attention_plan import AttentionPlan
 from trioserve.kernels.catalogue import kernels
 from trioserve.kernels.copy_blocks import copy_blocks_gpu, copy_blocks_ref
-from trioserve.kernels.paged_attention_gpu import AttentionPlan, paged_attention_gpu, paged_attention_gpu_ref
+from trioserve.kernels.paged_attention_gpu import paged_attention_gpu, paged_attention_gpu_ref
 from trioserve.kernels.quantized_linear import PackedWeight
 from trioserve.kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
 from trioserve.kernels.rope import apply_rope

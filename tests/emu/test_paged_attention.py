@@ -11,16 +11,14 @@ from tests.emu.conftest import MakeGpu
 from tests.emu.device import EmulatedGpu
 from tests.emu.paged import BF16, FP8, FP16, TOLERANCE, Batch, Options, error, make_batch
 from trioserve.errors import KernelError
-from trioserve.kernels import paged_attention_gpu
+from trioserve.kernels import attention_plan
+from trioserve.kernels.attention_plan import GROUP_KEYS, plan_attention, split_keys
 from trioserve.kernels.paged_attention_gpu import (
-    GROUP_KEYS,
     HEAD_DIMS,
     decode_kernel,
     merge_kernel,
-    plan_attention,
     prefill_kernel,
     single_kernel,
-    split_keys,
     variant_of,
 )
 from trioserve.kernels.shapes import ShapeError
@@ -47,7 +45,7 @@ def gpu(make_gpu: MakeGpu) -> EmulatedGpu:
 @pytest.fixture(autouse=True)
 def _short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that short sequences have several."""
-    monkeypatch.setattr(paged_attention_gpu, "_MIN_SPLIT", 32)
+    monkeypatch.setattr(attention_plan, "_MIN_SPLIT", 32)
 
 
 def batch_of(case: tuple[str, str, int], lengths: list[tuple[int, int]], **sizes: Any) -> Batch:
@@ -143,7 +141,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(
     gpu: EmulatedGpu, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, int]
 ) -> None:
     """To the bit, where splits are cut alike: no order of a sum depends on the neighbours."""
-    monkeypatch.setattr(paged_attention_gpu, "_INVARIANT_SPLIT", 48)
+    monkeypatch.setattr(attention_plan, "_INVARIANT_SPLIT", 48)
     lengths = [(1, 130), (40, 100), (1, 77), (3, 3)]
     batch = batch_of(case, lengths)
     together = batch.run(gpu, batch.plan(batch_invariant=True), Options())

@@ -12,7 +12,7 @@ from trioserve.kernels import nvrtc as nvrtc_module
 from trioserve.kernels import source
 from trioserve.kernels.build import Builder, cache_folder, key_of
 from trioserve.kernels.nvrtc import Cubin, Nvrtc, Usage, usages_of
-from trioserve.kernels.source import Kernel, inlined, signature
+from trioserve.kernels.source import Kernel, essence, inlined, signature
 
 KERNEL = Kernel("rope.cu", "apply_rope<bf16, false, 8, 256>")
 LOG = """\
@@ -125,18 +125,23 @@ def test_a_damaged_cubin_is_compiled_anew(tmp_path: Path, damage: bytes) -> None
     assert len(compiler.compiled) == 3
 
 
-def test_a_changed_source_is_another_cubin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where only an included file changed."""
+@pytest.mark.parametrize(("addition", "is_same"), [("struct New {};\n", False), ("\n   // new\n", True)])
+def test_a_changed_source_is_another_cubin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, addition: str, is_same: bool
+) -> None:
+    """Also where only an included file changed, and not where only a comment did."""
     before = key_of(KERNEL, "sm_90a")
     for path in source.FOLDER.iterdir():
         text = path.read_text()
-        (tmp_path / path.name).write_text(text + "// new\n" if path.name == "types.cuh" else text)
+        (tmp_path / path.name).write_text(text + addition if path.name == "types.cuh" else text)
     monkeypatch.setattr(source, "FOLDER", tmp_path)
-    inlined.cache_clear()
+    for read in (inlined, essence):
+        read.cache_clear()
     try:
-        assert key_of(KERNEL, "sm_90a") != before
+        assert (key_of(KERNEL, "sm_90a") == before) == is_same
     finally:
-        inlined.cache_clear()
+        for read in (inlined, essence):
+            read.cache_clear()
 
 
 def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Cubins of the CUDA kernels: compiled at first use, kept in a folder, found again by everything that made them.
 
-The name of a cubin is a hash over the source with its includes, the instantiation, the architecture and the options, so
-a file never has to be judged stale. The compiler has no part in it: where the folder was filled beforehand, by
-``trioserve check --compile-kernels sm_90a``, none is needed.
+The name of a cubin is a hash over the source with its includes, comments aside, the instantiation, the architecture and
+the options, so a file never has to be judged stale. The compiler has no part in it: where the folder was filled
+beforehand, by ``trioserve check --compile-kernels sm_90a``, none is needed.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trioserve.kernels.nvrtc import OPTIONS, Nvrtc, Usage, nvrtc
-from trioserve.kernels.source import Kernel, inlined
+from trioserve.kernels.source import Kernel, essence, inlined
 
 _FORMAT: Final = 1
 """Of the files; another one is another name."""
@@ -69,7 +69,7 @@ class Builder:
 
 def key_of(kernel: Kernel, architecture: str) -> str:
     """A name for all that makes the cubin of ``kernel``."""
-    parts = (str(_FORMAT), inlined(kernel.file), kernel.name, architecture, *OPTIONS)
+    parts = (str(_FORMAT), essence(kernel.file), kernel.name, architecture, *OPTIONS)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

@@ -1,9 +1,8 @@
 """Paged attention on a GPU: which kernels run for a batch, in which grids; ``attention.py`` has the truth."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Final
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from trioserve.errors import KernelError
 from trioserve.kernels.attention import gather_blocks, visible_mask
+from trioserve.kernels.attention_plan import GROUP_KEYS, AttentionPlan
 from trioserve.kernels.gpu import Gpu, element_of
 from trioserve.kernels.shapes import ShapeError, Shapes
 from trioserve.kernels.source import Kernel
@@ -18,17 +18,8 @@ from trioserve.kernels.source import Kernel
 HEAD_DIMS: Final = (64, 80, 96, 128, 192, 256)
 ROWS: Final = 16
 """Of a warp."""
-GROUP_KEYS: Final = 16
-"""That a KV block has a multiple of."""
 MERGE_THREADS: Final = 128
 _WARP: Final = 32
-_BLOCKS_PER_MULTIPROCESSOR: Final = 4
-"""That all split their keys for: with fewer there is not enough on its way, with more the merge costs."""
-_MIN_SPLIT: Final = 256
-"""Keys below which another split costs more than it saves."""
-_MAX_SPLITS: Final = 64
-_INVARIANT_SPLIT: Final = 2048
-"""Keys of every split where batches must not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,85 +125,6 @@ def shared_bytes(kernel: Kernel) -> int:
         return variant.prefill_bytes(kv_bytes)
     single = kernel.base == "paged_decode_single"
     return variant.single_bytes(kv_bytes) if single else variant.decode_bytes(kv_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionPlan:
-    """What all layers of a step share. A graph that was captured with one may be replayed with other contents."""
-
-    cu_seqlens_q: Tensor
-    """[num_seqs + 1] int32"""
-    seq_lens: Tensor
-    """[num_seqs] int32"""
-    block_tables: Tensor
-    """[num_seqs, max_blocks] int32"""
-    split_size: Tensor
-    """[1] int32: keys of a split."""
-    num_splits: int
-    has_decodes: bool
-    """Whether there are sequences with one query token, or there may be in a replay."""
-    has_prefills: bool
-
-    @property
-    def num_seqs(self) -> int:
-        """Of the batch."""
-        return self.seq_lens.shape[0]
-
-
-def split_keys(
-    seq_lens: Sequence[int], num_kv_heads: int, num_multiprocessors: int, *, batch_invariant: bool = False
-) -> tuple[int, int]:
-    """The keys of a split, and how many splits reach the end of the longest of ``seq_lens``, which decode.
-
-    So many that the device is full, and no more; a long sequence among short ones is cut into pieces of their size.
-    ``batch_invariant`` cuts all batches alike, so that a row's sums have one order whoever is beside it.
-    """
-    longest = max(seq_lens, default=0)
-    if batch_invariant:
-        return _INVARIANT_SPLIT, max(1, -(-longest // _INVARIANT_SPLIT))
-    blocks = _BLOCKS_PER_MULTIPROCESSOR * num_multiprocessors
-    even = -(-sum(seq_lens) * num_kv_heads // blocks)
-    size = max(even, -(-longest // _MAX_SPLITS), _MIN_SPLIT)
-    size = -(-size // GROUP_KEYS) * GROUP_KEYS
-    return size, max(1, -(-longest // size))
-
-
-def plan_attention(
-    cu_seqlens_q: Tensor,
-    seq_lens: Tensor,
-    block_tables: Tensor,
-    *,
-    num_kv_heads: int,
-    num_multiprocessors: int,
-    device: torch.device,
-    batch_invariant: bool = False,
-) -> AttentionPlan:
-    """A plan from the host's tensors, which are copied to ``device``.
-
-    Shapes:
-        cu_seqlens_q: [num_seqs + 1] int32, cumulative query lengths
-        seq_lens: [num_seqs] int32, KV lengths, this step included
-        block_tables: [num_seqs, max_blocks] int32
-    """
-    bounds, lengths = cu_seqlens_q.tolist(), seq_lens.tolist()
-    queries = [behind - first for first, behind in pairwise(bounds)]
-    decoding = [length for length, count in zip(lengths, queries, strict=True) if count == 1]
-    size, num_splits = split_keys(
-        decoding, num_kv_heads, num_multiprocessors, batch_invariant=batch_invariant
-    )
-
-    def there(table: Tensor) -> Tensor:
-        return table.to(device=device, dtype=torch.int32, non_blocking=True).contiguous()
-
-    return AttentionPlan(
-        there(cu_seqlens_q),
-        there(seq_lens),
-        there(block_tables),
-        there(torch.tensor([size])),
-        num_splits,
-        has_decodes=bool(decoding),
-        has_prefills=any(count > 1 for count in queries),
-    )
 
 
 def paged_attention_gpu(

@@ -14,6 +14,7 @@ FOLDER: Final = _PACKAGE / "cuda" if (_PACKAGE / "cuda").is_dir() else _PACKAGE.
 """Of an installed package, or of a checkout."""
 
 _INCLUDE: Final = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
+_COMMENT: Final = re.compile(r"//.*")
 _KERNEL: Final = re.compile(
     r"^(?:template <(?P<template>[^>]*)>\n)?"
     r"__global__ void(?: __launch_bounds__\([^\n]*\))?\s(?P<name>\w+)\((?P<arguments>[^)]*)\)",
@@ -77,6 +78,13 @@ def _parts(file: str, seen: set[str]) -> Iterator[str]:
             seen.add(include[1])
             yield from _parts(include[1], seen)
     yield text[end:]
+
+
+@cache
+def essence(file: str) -> str:
+    """``inlined`` without comments: what it compiles to depends on nothing else of it."""
+    lines = (_COMMENT.sub("", line).strip() for line in inlined(file).splitlines())
+    return "\n".join(line for line in lines if line)
 
 
 @cache
