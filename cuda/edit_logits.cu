@@ -35,7 +35,9 @@
 // Ladder
 //   v1  Values wait in shared memory for the sparse edits, of which each block takes those of its tokens. Two passes over
 //       the logits where there are lists, one where there are none. Expected for 64 rows of 131072 in bf16 on an H200
-//       that copies 4.3 TB/s: 16.8 MB in and 33.5 MB out, 12 us; the survey 4 us. Not measured yet.
+//       that copies 4.3 TB/s: 16.8 MB in and 33.5 MB out, 12 us; the survey 4 us. Left to itself
+//       nvcc 13.0 takes 32 registers on sm_80 and spills two, so four blocks a multiprocessor are asked for. Not measured
+//       yet.
 #include "sampling.cuh"
 
 constexpr u32 kMasked = 1, kNarrowed = 2, kBanned = 4, kMaskAllows = 256;  // the first three: bits of a combination
@@ -176,7 +178,7 @@ struct Penalties {
 };
 
 template <typename T, int kWidth, int kThreads>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
 edit_logits(float* __restrict__ edited, float* __restrict__ maxima, const T* __restrict__ logits,
             const int* __restrict__ slots, const i64* __restrict__ positions, const int* __restrict__ masks,
             const int* __restrict__ mask_of, const int* __restrict__ allowed, const int* __restrict__ allowed_of,
