@@ -91,6 +91,15 @@ def test_equals_of_the_last_that_is_kept_are_kept(gpu: EmulatedGpu, wish: Wish) 
     assert chosen(gpu, wishes, logits, has_lists=False) == choose_on_cpu(wishes, logits)[0]
 
 
+def test_exactly_k_are_kept_where_they_are_more_than_shared_memory_holds(gpu: EmulatedGpu) -> None:
+    logits = torch.zeros(8, 3 * GROUP)
+    logits[:, ::2] = 1.0
+    wishes = [Wish(temperature=1.0, top_k=3 * GROUP // 2, seed=seed) for seed in range(8)]
+    found = chosen(gpu, wishes, logits, has_lists=False)
+    assert found == choose_on_cpu(wishes, logits)[0]
+    assert not any(token_id % 2 for token_id in found)
+
+
 EDITS = {
     "mask": Wish(mask=(3, 77, 4100)),
     "empty mask": Wish(mask=()),
