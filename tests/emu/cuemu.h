@@ -85,6 +85,10 @@ inline u32 __ballot_sync(u32 mask, int vote) {
 }
 inline void __syncwarp(u32 mask = 0xffffffffu) { cuemu::collective(cuemu::sync_warp, mask); }
 
+// The compiler may not fuse these with their neighbours; nor does it, as its target has no such instruction.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+
 // ---- the primitives of device.cuh
 
 inline int first_lane(u32 mask) { return __builtin_ctz(mask); }

@@ -14,15 +14,36 @@ import torch
 from tests.emu.build import HERE, build
 from tests.emu.device import EmulatedGpu, emulated
 from tests.emu.paged import BF16, FP8, TOLERANCE, Options, error, make_batch
+from tests.emu.sampled import Wish, choose_on_cpu, tables
 from tests.emu.tensors import random
 from trioserve.kernels.activation import activation_mul_gpu
 from trioserve.kernels.activation import kernel as activation_kernel
 from trioserve.kernels.copy_blocks import KERNEL as COPY_KERNEL
 from trioserve.kernels.copy_blocks import copy_blocks_gpu
 from trioserve.kernels.paged_attention_gpu import decode_kernel, merge_kernel, prefill_kernel, single_kernel
+from trioserve.kernels.quantized_linear import (
+    channel_kernel,
+    group_kernel,
+    pack_codes,
+    pack_nibbles,
+    quantize_int4,
+    quantize_int8,
+    quantized_linear_gpu,
+    quantized_linear_ref,
+)
 from trioserve.kernels.rms_norm import THREADS, norm_kernel, rms_norm_gpu, rms_norm_ref
 from trioserve.kernels.rope_store_kv import kernel as rope_store_kernel
 from trioserve.kernels.rope_store_kv import rope_store_kv_gpu
+from trioserve.kernels.sampling_gpu import (
+    CHOOSE,
+    SCORE,
+    WEIGH,
+    choose_tokens_gpu,
+    edit_kernel,
+    edit_logits_gpu,
+    score_tokens_gpu,
+    survey_kernel,
+)
 
 HEAD_DIM = 80
 FAULTS = {"local_beyond": 4, "shift_too_far": 40}
@@ -61,6 +82,41 @@ def others(gpu: EmulatedGpu) -> None:
     copy_blocks_gpu(gpu, cache, cache, torch.tensor([[1, 0]]))
 
 
+def sampling(gpu: EmulatedGpu) -> None:
+    wishes = [
+        Wish(
+            temperature=1.0, top_k=20, top_p=0.9, mask=tuple(range(0, 4100, 5)), num_top=3, scope=(1.0, 0.8)
+        ),
+        Wish(
+            temperature=1.0,
+            min_p=0.1,
+            stops=(4098,),
+            bias={4099: 2.0},
+            penalties=(1.1, 0.1, 0.1),
+            output=(4099,),
+        ),
+        Wish(allowed=(4097,)),
+    ]
+    logits = random(3, 4100, dtype=BF16)
+    rows, slots = tables(wishes, 4100)
+    token_ids = choose_tokens_gpu(gpu, edit_logits_gpu(gpu, logits, rows, slots), rows, slots)
+    assert token_ids.tolist() == choose_on_cpu(wishes, logits)[0]
+    raw = edit_logits_gpu(gpu, logits, rows, slots, has_edits=False)
+    score_tokens_gpu(gpu, token_ids, raw, rows, slots, max_top=3)
+
+
+def products(gpu: EmulatedGpu) -> None:
+    weight, x = random(17, 192, dtype=torch.float32), random(9, 192, dtype=BF16)
+    packed = (
+        pack_codes(*quantize_int8(weight)),
+        pack_nibbles(*quantize_int4(weight, group_size=32), has_zero_points=False, dtype=BF16),
+    )
+    for of in packed:
+        for tokens in (x, x[:1]):
+            found, exact = quantized_linear_gpu(gpu, tokens, of), quantized_linear_ref(tokens, of)
+            assert float((found.double() - exact.double()).abs().max() / exact.abs().max()) < 2.0**-8
+
+
 def survives(name: str, folder: Path) -> bool:
     """Whether a process goes on after the fault ``name``."""
     out = torch.zeros(1, dtype=torch.float32 if name == "local_beyond" else torch.int32)
@@ -81,10 +137,15 @@ def main(folder: Path) -> None:
         norm_kernel("bf16", 8, THREADS, 1),
         activation_kernel("bf16", "gelu_tanh", 8),
         COPY_KERNEL,
+        *(survey_kernel("bf16", 4), edit_kernel("bf16", 4), WEIGH, CHOOSE, SCORE),
+        *(channel_kernel("bf16", "u8", num_tiles) for num_tiles in (0, 2)),
+        *(group_kernel("bf16", True, num_tiles) for num_tiles in (0, 2)),
     ]
     gpu = emulated(kernels, emulate=partial(build, folder=folder))
     attention(gpu)
     others(gpu)
+    sampling(gpu)
+    products(gpu)
     print("clean")
     for name in FAULTS:
         print(name, "survived" if survives(name, folder) else "seen")

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 
@@ -10,9 +11,11 @@ from trioserve.kernels.attention_plan import AttentionPlan
 from trioserve.kernels.catalogue import kernels
 from trioserve.kernels.copy_blocks import copy_blocks_gpu, copy_blocks_ref
 from trioserve.kernels.paged_attention_gpu import paged_attention_gpu, paged_attention_gpu_ref
+from trioserve.kernels.quantized_linear import PackedWeight
 from trioserve.kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
 from trioserve.kernels.rope import apply_rope
 from trioserve.kernels.rope_store_kv import rope_store_kv_gpu, rope_store_kv_ref
+from trioserve.kernels.sampling_gpu import Edited, RowTables, SlotTables
 from trioserve.kernels.source import inlined, signature
 from trioserve.kernels.store_kv import store_kv, store_kv_ref
 
@@ -44,6 +47,27 @@ def test_a_kernel_takes_what_its_faces_take(base: str) -> None:
             tables = set(AttentionPlan.__annotations__) - {"num_splits", "has_decodes", "has_prefills"}
             names = names - {"plan"} | (tables - {"split_size"} if base == "paged_prefill" else tables)
         assert names <= known, names - known
+
+
+@pytest.mark.parametrize(
+    "base", ["channel_linear", "channel_linear_single", "group_linear", "group_linear_single"]
+)
+def test_a_product_takes_a_packed_weight_by_its_names(base: str) -> None:
+    kernel = next(kernel for kernel in kernels() if kernel.base == base)
+    known = {field.name for field in fields(PackedWeight)} | {"out", "x", "num_tokens", "x_stride"}
+    assert {argument.name for argument in signature(kernel)} <= known
+
+
+@pytest.mark.parametrize(
+    "base", ["survey_logits", "edit_logits", "weigh_logits", "choose_tokens", "score_tokens"]
+)
+def test_a_sampling_kernel_takes_tables_by_their_names(base: str) -> None:
+    """Beside the tables: logits, what passes from kernel to kernel, what is written, and sizes."""
+    kernel = next(kernel for kernel in kernels() if kernel.base == base)
+    tables = {field.name for table in (RowTables, SlotTables, Edited) for field in fields(table)}
+    passed = {"logits", "outcomes", "sums", "token_ids", "logprobs", "top_ids"}
+    for argument in signature(kernel):
+        assert not argument.is_tensor or argument.name in tables | passed, argument.name
 
 
 @pytest.mark.parametrize("base", sorted({kernel.base for kernel in kernels()}))

@@ -6,14 +6,26 @@ from trioserve.kernels import (
     activation,
     copy_blocks,
     paged_attention_gpu,
+    quantized_linear,
     rms_norm,
     rope,
     rope_store_kv,
+    sampling_gpu,
     store_kv,
 )
 from trioserve.kernels.source import Kernel
 
-_MODULES = (rms_norm, activation, rope, store_kv, rope_store_kv, copy_blocks, paged_attention_gpu)
+_MODULES = (
+    rms_norm,
+    activation,
+    rope,
+    store_kv,
+    rope_store_kv,
+    copy_blocks,
+    paged_attention_gpu,
+    sampling_gpu,
+    quantized_linear,
+)
 
 
 def kernels() -> Iterator[Kernel]:
@@ -24,4 +36,6 @@ def kernels() -> Iterator[Kernel]:
 
 def shared_bytes(kernel: Kernel) -> int:
     """Shared memory that a launch asks for, beside what the source says."""
-    return paged_attention_gpu.shared_bytes(kernel) if kernel.file.startswith("paged_") else 0
+    if kernel.file.startswith("paged_"):
+        return paged_attention_gpu.shared_bytes(kernel)
+    return sampling_gpu.shared_bytes(kernel)
