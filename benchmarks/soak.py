@@ -154,7 +154,7 @@ async def _count(visitor: Visitor) -> None:
 
 async def _wrong(visitor: Visitor) -> None:
     kinds: list[dict[str, Any]] = [
-        {"temperature": 9},
+        {"temperature": -1},
         {"max_tokens": -1},
         {"top_p": "x"},
         {"guided_regex": "("},
@@ -252,6 +252,7 @@ async def _check_empty(client: Client, soak: Soak) -> None:
 async def _server(hub: Hub) -> AsyncIterator[tuple[int, Client]]:
     port = free_port()
     flags = ["--port", str(port), "--api-key", *_KEYS, "--drain-delay-s", "0", "--log-level", "warning"]
+    flags += ["--num-kv-blocks", "2048", "--max-stored-completions", "500"]  # full soon, and then of one size
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         log_path = Path(folder) / "log"
         with log_path.open("wb") as log:
