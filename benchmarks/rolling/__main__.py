@@ -24,11 +24,13 @@ from benchmarks.rolling.replicas import ReplicaError
 from benchmarks.rolling.trial import Plan, Result
 
 _SHOWN_FAILURES = 5
+_WIDTH = 110
+"""Of the table in a file."""
 
 
 def main() -> int:
     options = _options()
-    console = Console()
+    console = Console(width=_WIDTH if not sys.stdout.isatty() else None)
     results: list[tuple[Plan, Result]] = []
     with tempfile.TemporaryDirectory(prefix="rolling-") as folder:
         for front in options.fronts:
