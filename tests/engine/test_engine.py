@@ -207,6 +207,29 @@ async def test_a_rank_that_dies_fails_what_ran_and_the_queue_lives_on(autojump_c
         assert engine.statistics().num_restarts == 1
 
 
+async def test_who_waited_for_lost_ranks_is_served_before_who_comes_after(autojump_clock: MockClock) -> None:
+    engine = make_engine(max_num_seqs=1, max_num_batched_tokens=64)
+    dying, order = make_executor(), list[str]()
+    names = ["first", "running", *(f"waiting {number}" for number in range(6))]
+
+    async def ask(name: str, max_tokens: int) -> None:
+        with engine.stream([sequence(0, max_tokens=max_tokens)]) as mailbox:
+            await read_all(mailbox)
+            order.append(name)
+
+    async with supervised(engine, dying, make_executor()), trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(ask, name, 250 if name == "running" else 20)
+            await trio.sleep(0.001)
+        while "first" not in order:  # noqa: ASYNC110 - nothing tells of it
+            await trio.sleep(0.01)
+        dying.failure = WorkerDied("rank 0 was killed by SIGKILL")
+        while engine.statistics().num_restarts == 0 or engine.lifecycle.state is not ServerState.READY:
+            await engine.lifecycle.wait_changed()
+        nursery.start_soon(ask, "newcomer", 5)
+    assert order == [*names, "newcomer"]
+
+
 async def test_a_step_that_does_not_come_back_is_noticed_within_a_second(autojump_clock: MockClock) -> None:
     engine = make_engine(step_timeout_s=30, step_stacks_s=10)
     stalling = make_executor(step_s=1e6)

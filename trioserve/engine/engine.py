@@ -344,7 +344,10 @@ class Engine:
         self._scheduler, self.works = scheduler, executor.ready
         self._gate = GrammarGate(settings.max_cached_grammars)
         for stream in self._streams.values():
-            self._line_up(stream.output.seq)
+            seq = stream.output.seq
+            # Turns are of the line that gave them: newcomers, who get the first ones of this line, would pass.
+            seq.turn = None
+            self._line_up(seq)
 
     def _put_down(self) -> None:
         """The ranks are gone: fail what ran on them, keep what waits."""
