@@ -6,6 +6,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from trioserve.kernels.attention_plan import AttentionPlan
+
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _SCALE_BYTES: Final = 4
 
@@ -31,6 +33,21 @@ class ForwardBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceBatch:
+    """A ``ForwardBatch`` on a GPU. A graph that was captured with one is replayed with what its tensors hold then."""
+
+    token_ids: Tensor
+    """[num_tokens] int64"""
+    positions: Tensor
+    """[num_tokens] int64"""
+    slot_mapping: Tensor
+    """[num_tokens] int64; below 0: the token's KV is not stored, as that of rows that only fill a graph's batch"""
+    sample_rows: Tensor
+    """[num_samples] int64"""
+    attention: AttentionPlan
+
+
+@dataclass(frozen=True, slots=True)
 class LayerCache:
     """The KV cache of one layer, written in place; how it is laid out is ``CacheLayout``'s.
 
@@ -39,6 +56,18 @@ class LayerCache:
 
     k: Tensor
     v: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCache:
+    """The KV cache of one layer on a GPU, written in place."""
+
+    k: Tensor
+    v: Tensor
+    """[num_blocks, num_kv_heads, block_size, head_dim], of the model's type or float8_e4m3fn"""
+    k_scales: Tensor | None = None
+    v_scales: Tensor | None = None
+    """[num_blocks, num_kv_heads, block_size] float32, of float8_e4m3fn; None: of numbers of the model's type"""
 
 
 @dataclass(frozen=True, slots=True)
