@@ -34,6 +34,10 @@ class Event(Protocol):
         """Whether ``wait`` would return at once."""
         ...
 
+    def seconds_since(self, earlier: "Event") -> float:
+        """From ``earlier`` to this one on the device's clock; both are timed and done."""
+        ...
+
 
 class Graph(Protocol):
     """What a device was once told, to be done again in one launch."""
@@ -75,8 +79,12 @@ class Device(Protocol):
         """
         ...
 
-    def record(self) -> Event:
-        """The moment at which all is done that was started so far on the current stream."""
+    def record(self, *, timed: bool = False) -> Event:
+        """The moment at which all is done that was started so far on the current stream.
+
+        Args:
+            timed: Whether the device takes its time, which costs a little.
+        """
         ...
 
     def capture(self, work: Callable[[], None]) -> Graph:
