@@ -51,10 +51,11 @@ class EmulatedDevice:
     def memory(self) -> MemoryInfo:
         return MemoryInfo(self._total_bytes, self._total_bytes)
 
-    def peak_bytes(self, work: Callable[[], None]) -> int:
+    def peak_bytes(self, work: Callable[[], object]) -> int:
         with _Meter() as meter:
             work()
-        return meter.peak_bytes
+        peak_bytes: int = meter.peak_bytes
+        return peak_bytes
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -65,7 +66,7 @@ class EmulatedDevice:
         event.number = self._num_queued
         return event
 
-    def capture(self, work: Callable[[], None]) -> "EmulatedGraph":
+    def capture(self, work: Callable[[], object]) -> "EmulatedGraph":
         assert self._operations is None, "a graph is captured inside of another"
         graph = EmulatedGraph(self)
         with self._recorded_to(graph.operations, may_look=False):
@@ -211,11 +212,11 @@ class _RecordingGpu:
         )
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # theirs
     """Notes what torch is told. Results have their shapes at once and their numbers when it is done."""
 
     def __init__(self, device: EmulatedDevice, *, may_look: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # theirs
         self._device = device
         self._may_look = may_look
 
@@ -274,11 +275,11 @@ def _fill(made: Any, found: Any) -> None:
             into.copy_(value)
 
 
-class _Meter(TorchDispatchMode):
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call] # theirs
     """Adds up what the tensors take that are made while it is open."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # theirs
         self.peak_bytes = 0
         self._bytes = 0
         self._holders: dict[int, int] = {}

@@ -1,7 +1,5 @@
 """The choice on a device, emulated, against the choice on a CPU: the same tokens for the same logits, step by step."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -57,9 +55,8 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    yield
 
 
 def logits_of(step: int, num_rows: int) -> Tensor:
@@ -159,8 +156,8 @@ def test_a_graph_chooses_for_slots_that_came_after_it(
     sampler = both.on_device
     assert sampler.choice_of(both.slots) is choice
     sampler.choose(logits, slots, positions, choice)
-    graph = device.capture(lambda: sampler.choose(logits, slots, positions, choice) and None)
-    both = Both(device, {name: WISHES[name] for name in names[::-1]})
+    graph = device.capture(lambda: sampler.choose(logits, slots, positions, choice))
+    both = Both(device, {name: WISHES[name] for name in reversed(names)})
     both.on_device = sampler
     for slot, name in enumerate(reversed(names)):
         sampler.admit(slot, WISHES[name], PROMPT, 4, both.region)
@@ -174,7 +171,7 @@ def test_a_graph_chooses_for_slots_that_came_after_it(
         graph.replay()
         return logits
 
-    sampler.choose = replay  # type: ignore[method-assign] # the same choice, by the graph
+    sampler.choose = replay  # type: ignore[method-assign, assignment] # the same choice, by the graph
     for step in range(4):
         both.check_step(logits_of(step + 7, count))
 

@@ -55,7 +55,7 @@ class CudaDevice:
         kept = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
         return MemoryInfo(free + kept, total)
 
-    def peak_bytes(self, work: Callable[[], None]) -> int:
+    def peak_bytes(self, work: Callable[[], object]) -> int:
         """The most that tensors took during ``work`` beyond what they took before; returns when all of it is done.
 
         Raises:
@@ -83,7 +83,7 @@ class CudaDevice:
         event.record(torch.cuda.current_stream(self.torch_device))
         return CudaEvent(event)
 
-    def capture(self, work: Callable[[], None]) -> "CudaGraph":
+    def capture(self, work: Callable[[], object]) -> "CudaGraph":
         """What ``work`` starts, as a graph; all graphs have their tensors in one pool, so one is replayed at a time.
 
         Raises:

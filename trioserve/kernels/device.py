@@ -63,7 +63,7 @@ class Device(Protocol):
         """What there is and what is free."""
         ...
 
-    def peak_bytes(self, work: Callable[[], None]) -> int:
+    def peak_bytes(self, work: Callable[[], object]) -> int:
         """The most that tensors took during ``work`` beyond what they took before; returns when all of it is done.
 
         Raises:
@@ -87,7 +87,7 @@ class Device(Protocol):
         """
         ...
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def capture(self, work: Callable[[], object]) -> Graph:
         """What ``work`` starts, as a graph; nothing is computed yet.
 
         ``work`` must have run once before, may not look at results, and tensors that it makes are the graph's own: they

@@ -52,7 +52,9 @@ class Region:
 
     def send(self, values: NDArray[np.generic]) -> Tensor:
         """``values`` on the device, once it gets there."""
-        return self.put(values).to(self._device.torch_device, non_blocking=True)
+        pinned = self.put(values)
+        target = torch.empty(pinned.shape, dtype=pinned.dtype, device=self._device.torch_device)
+        return target.copy_(pinned, non_blocking=True)
 
     def clear(self) -> None:
         """Nothing of it is on its way any more."""

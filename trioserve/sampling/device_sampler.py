@@ -93,6 +93,7 @@ class DeviceSampler:
         self._has_penalties = np.zeros(max_num_seqs, np.bool_)
         self._num_top = np.full(max_num_seqs, _NONE)
         self._certain_above = np.ones(max_num_seqs)
+        self._num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         top = min(MOST_TOP, vocab_size)
 
         def table(*shape: int, dtype: torch.dtype, fill: float = 0) -> Tensor:
@@ -104,6 +105,8 @@ class DeviceSampler:
         self._logprobs = table(most_rows, 1 + top, dtype=torch.float32)
         self._top_ids = table(most_rows, top, dtype=torch.int32)
         self._own = table(most_rows, 1, dtype=torch.float32)
+        self._unusual = self._logprobs, self._top_ids
+        """Those of the last step whose choice was; graphs write to the others."""
 
     # --- slots ---
 
@@ -116,11 +119,15 @@ class DeviceSampler:
         region: Region,
         constraint: Constraint | None = None,
     ) -> None:
-        """Take ``slot`` for a sequence that so far has ``token_ids``, of which the first are its prompt."""
+        """Take ``slot`` for a sequence that so far has ``token_ids``, of which the first are its prompt.
+
+        A slot whose parameters want a constraint and that has none is another rank's to decide, who tells ``force``.
+        """
         num_top = None if params.logprobs is None else min(params.logprobs, self._vocab_size)
         words = _BadWords.of(params, token_ids, self._vocab_size, num_prompt_tokens)
         self._constraints[slot], self._words[slot] = constraint, words
-        self._is_bound[slot] = constraint is not None or words.has_runs
+        self._is_bound[slot] = params.forces_tokens or words.has_runs
+        self._num_prompt_tokens[slot] = num_prompt_tokens
         self._num_top[slot] = _NONE if num_top is None else num_top
         self._certain_above[slot] = 1.0 if params.early_stop is None else params.early_stop.threshold
         self._has_penalties[slot] = penalties_of(params) != _NO_PENALTIES
@@ -183,11 +190,14 @@ class DeviceSampler:
         self._chosen[:num_rows].copy_(token_ids)
         if choice >= Choice.SCORED:
             raw = edit_logits_gpu(gpu, logits, rows, tables, has_edits=False)
-            top = self._room_for(choice)
+            top = self._top_ids.shape[1] if choice is Choice.SCORED else int(self._num_top.max(initial=0))
             logprobs, top_ids = score_tokens_gpu(gpu, token_ids, raw, rows, tables, max_top=top)
             own, _ = score_tokens_gpu(gpu, token_ids, raw, rows, self._tables.own(tables), max_top=0)
-            self._logprobs[:num_rows].copy_(logprobs)
-            self._top_ids[:num_rows].copy_(top_ids)
+            if choice is Choice.SCORED:
+                self._logprobs[:num_rows].copy_(logprobs)
+                self._top_ids[:num_rows].copy_(top_ids)
+            else:
+                self._unusual = logprobs, top_ids
             self._own[:num_rows].copy_(own)
         return token_ids
 
@@ -200,14 +210,8 @@ class DeviceSampler:
 
         if choice < Choice.SCORED:
             return Readout(bring(self._chosen), None, None, None)
-        return Readout(*map(bring, (self._chosen, self._logprobs, self._top_ids, self._own)))
-
-    def _room_for(self, choice: Choice) -> int:
-        """How many alternatives are named of each row; where they are more than usual, there is room for them then."""
-        if choice is Choice.UNUSUAL and (most := int(self._num_top.max())) > self._top_ids.shape[1]:
-            self._logprobs = self._logprobs.new_zeros(len(self._logprobs), 1 + most)
-            self._top_ids = self._top_ids.new_zeros(len(self._top_ids), most)
-        return self._top_ids.shape[1]
+        scores = self._unusual if choice is Choice.UNUSUAL else (self._logprobs, self._top_ids)
+        return Readout(*map(bring, (self._chosen, *scores, self._own)))
 
     # --- what the host has to do with it ---
 
@@ -264,12 +268,10 @@ class DeviceSampler:
                 self._add(int(slots[row]), turn.forced)
         return turns
 
-    def counts_anew(
-        self, slot: int, token_ids: NDArray[np.int32], num_prompt_tokens: int, region: Region
-    ) -> None:
-        """A slot has got tokens that were not chosen here."""
+    def count_anew(self, slot: int, token_ids: NDArray[np.int32], region: Region) -> None:
+        """A slot has ``token_ids``, some of which were not chosen here."""
         if self._has_penalties[slot]:
-            self._tables.count(slot, token_ids, num_prompt_tokens, region)
+            self._tables.count(slot, token_ids, int(self._num_prompt_tokens[slot]), region)
 
     def _add(self, slot: int, token_ids: Sequence[int]) -> None:
         if (words := self._words[slot]) is not None:
