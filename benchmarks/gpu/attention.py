@@ -145,7 +145,7 @@ def measure(report: Report, *, has_flex: bool = True) -> None:
     fp8 = Case(8, 1, 32768, FP8)
     _measure_decode(report, "decode 8 x 32k, e4m3", fp8, fp8.kv_bytes / 2.9e12 * 1e6, has_flex=False)
     for tokens, target in PREFILLS.items():
-        _measure_prefill(report, Case(1, tokens, tokens), target)
+        _measure_prefill(report, f"prefill {tokens // 1024}k", Case(1, tokens, tokens), target)
 
 
 def _measure_decode(report: Report, name: str, case: Case, target: float | None, *, has_flex: bool) -> None:
@@ -158,13 +158,13 @@ def _measure_decode(report: Report, name: str, case: Case, target: float | None,
     _add(report, name, found, unit="us", share=share, target=target)
 
 
-def _measure_prefill(report: Report, case: Case, target: float | None) -> None:
+def _measure_prefill(report: Report, name: str, case: Case, target: float | None) -> None:
     sets = [Buffers.of(case, 0)]
     _check(case, sets[0])
     found = medians({"ours": [sets[0].ours], **dict(_peers(case, sets, has_flex=False))})
     rates = {name: case.flops / (us * 1e-6) * 1e-12 for name, us in found.items()}
     share = rates["ours"] * 1e12 / product_rate(report)
-    _add(report, f"prefill {case.context // 1024}k", rates, unit="TFLOP/s", share=share, target=target)
+    _add(report, name, rates, unit="TFLOP/s", share=share, target=target)
 
 
 def _add(
