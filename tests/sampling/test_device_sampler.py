@@ -174,19 +174,3 @@ def test_a_graph_chooses_for_slots_that_came_after_it(
     sampler.choose = replay  # type: ignore[method-assign, assignment] # the same choice, by the graph
     for step in range(4):
         both.check_step(logits_of(step + 7, count))
-
-
-def test_a_forced_token_is_chosen_whatever_the_logits_say_and_counts(device: EmulatedDevice) -> None:
-    sampler, region = DeviceSampler(device, 2, VOCAB_SIZE, 2), Region(device)
-    sampler.admit(0, params(frequency_penalty=9.0, temperature=1.0), PROMPT, 4, region)
-    sampler.admit(1, params(allowed_token_ids=(3,)), PROMPT, 4, region)
-    sampler.send(region)
-    rows, logits = torch.tensor([0, 1]).int(), torch.zeros(2, VOCAB_SIZE)
-    logits[0, 17] = -np.inf
-    sampler.force(np.array([17, 699]), region)
-    assert sampler.choose(logits, rows, torch.tensor([5, 5]), Choice.EDITED).tolist() == [17, 699]
-    sampler.unconstrain(2)
-    logits[0, 17], logits[0, 18] = 8.0, 7.0
-    sampler.admit(1, params(), PROMPT, 4, region)
-    sampler.send(region)
-    assert sampler.choose(logits, rows, torch.tensor([6, 6]), Choice.EDITED).tolist()[0] != 17

@@ -119,14 +119,11 @@ class DeviceSampler:
         region: Region,
         constraint: Constraint | None = None,
     ) -> None:
-        """Take ``slot`` for a sequence that so far has ``token_ids``, of which the first are its prompt.
-
-        A slot whose parameters want a constraint and that has none is another rank's to decide, who tells ``force``.
-        """
+        """Take ``slot`` for a sequence that so far has ``token_ids``, of which the first are its prompt."""
         num_top = None if params.logprobs is None else min(params.logprobs, self._vocab_size)
         words = _BadWords.of(params, token_ids, self._vocab_size, num_prompt_tokens)
         self._constraints[slot], self._words[slot] = constraint, words
-        self._is_bound[slot] = params.forces_tokens or words.has_runs
+        self._is_bound[slot] = is_bound_by(params)
         self._num_prompt_tokens[slot] = num_prompt_tokens
         self._num_top[slot] = _NONE if num_top is None else num_top
         self._certain_above[slot] = 1.0 if params.early_stop is None else params.early_stop.threshold
@@ -238,12 +235,6 @@ class DeviceSampler:
         self._send_masks(slots, mask_of, masks, due_of, region)
         return follow
 
-    def force(self, token_ids: NDArray[np.int64], region: Region) -> None:
-        """Let nothing but these tokens be chosen for the rows of a step; until ``unconstrain``."""
-        rows = list(range(len(token_ids)))
-        chosen = dict(enumerate(token_ids.tolist()))
-        self._send_masks(token_ids, np.arange(len(rows), dtype=np.int32), rows, chosen, region)
-
     def unconstrain(self, num_rows: int) -> None:
         """The rows of steps to come have no masks."""
         self._mask_of[:num_rows].fill_(_NONE)
@@ -306,6 +297,11 @@ class DeviceSampler:
             self._fill_masks(matched, masks)
         self._masks[: len(rows)].copy_(pinned, non_blocking=True)
         self._mask_of[: len(mask_of)].copy_(region.put(mask_of), non_blocking=True)
+
+
+def is_bound_by(params: SamplingParams) -> bool:
+    """Whether the next token of such a sequence may depend on more than a device knows."""
+    return params.forces_tokens or any(len(word) > 1 for word in params.bad_words)
 
 
 class _BadWords:

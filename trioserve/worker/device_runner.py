@@ -1,152 +1,33 @@
-"""Carries out step plans on a device: a step is started before the one before is done, and its result comes later."""
-
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+"""The ranks of a model on devices: the one that chooses the tokens, and those that follow it."""
 
 import numpy as np
 import torch
-from msgspec import structs
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trioserve.core.step import (
-    Admission,
-    PromptLogprobs,
-    SampledToken,
-    SlotWork,
-    StepPlan,
-    StepResult,
-)
-from trioserve.kernels.attention_plan import AttentionPlan, graph_splits, split_keys
-from trioserve.kernels.device import Device, Event
-from trioserve.kernels.staging import Region, Staging
-from trioserve.model.batch import DeviceBatch, DeviceCache
+from trioserve.core.step import Admission, PromptLogprobs
+from trioserve.kernels.device import Device
+from trioserve.kernels.staging import Region
+from trioserve.model.batch import DeviceCache
 from trioserve.model.device import DeviceDecoder
 from trioserve.model.ranks import ALONE, Ranks
 from trioserve.sampling.constraint import Turn
-from trioserve.sampling.device_sampler import Choice, DeviceSampler, Readout, Wanted, records
-from trioserve.worker.device_steps import DecodeGraphs, DeviceSlots, StepInputs
+from trioserve.sampling.device_sampler import Choice, DeviceSampler, Readout, is_bound_by
+from trioserve.worker.device_step_runner import (
+    UNKNOWN,
+    DeviceShape,
+    DeviceStepRunner,
+    ShareTokens,
+    Swaps,
+)
 from trioserve.worker.grammars import Grammars
-from trioserve.worker.scoring import PromptScorer, Stretch
-from trioserve.worker.slots import NEWS_WIDTH, SlotTable
-
-_UNKNOWN = -1
-"""Stands in the slot table for a token that only the device knows."""
+from trioserve.worker.pending import Chosen
+from trioserve.worker.scoring import Stretch
+from trioserve.worker.slots import NEWS_WIDTH
 
 
-class Swaps(Protocol):
-    """What moves KV blocks between the device and the host."""
-
-    def carry_out(self, plan: StepPlan) -> None:
-        """Start what ``plan`` says."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceShape:
-    """The sizes of a runner."""
-
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    max_model_len: int
-    vocab_size: int
-    num_kv_heads: int
-    """That are here."""
-    batch_invariant: bool = False
-
-
-class Work(NamedTuple):
-    """What a step computes."""
-
-    slots: NDArray[np.int64]
-    """[num_seqs]"""
-    counts: NDArray[np.int64]
-    """[num_seqs], tokens of each"""
-    ends: NDArray[np.int64]
-    """[num_seqs], tokens computed after the step"""
-    samples: NDArray[np.bool_]
-    """[num_seqs], whether a token is chosen behind them"""
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether each has one token, behind which one is chosen."""
-        return bool(self.samples.all() and (self.counts == 1).all())
-
-
-@dataclass(slots=True)
-class Chosen:
-    """What a step will have chosen, for a result that is made when others may have the slots."""
-
-    slots: NDArray[np.int64]
-    seq_ids: NDArray[np.int64]
-    """[num_rows]"""
-    readout: Readout
-    wanted: Wanted
-    turns: dict[int, Turn] = field(default_factory=dict)
-    """By row."""
-
-    def sampled(self) -> list[SampledToken]:
-        """The tokens, when they are there."""
-        logprobs, is_certain = records(self.readout, self.wanted)
-        token_ids: NDArray[np.int32] = self.readout.token_ids.numpy()
-        rows = zip(
-            self.slots.tolist(),
-            self.seq_ids.tolist(),
-            token_ids.tolist(),
-            logprobs,
-            is_certain.tolist(),
-            strict=True,
-        )
-        sampled = [SampledToken(*row) for row in rows]
-        for row, turn in self.turns.items():
-            sampled[row] = structs.replace(sampled[row], forced=turn.forced, failure=turn.failure)
-        return sampled
-
-
-class Pending:
-    """A step that was started."""
-
-    def __init__(
-        self,
-        runner: "DeviceRunner",
-        step_id: int,
-        region: Region,
-        started_s: float,
-        chosen: Chosen | None,
-        scored: list[PromptLogprobs],
-        event: Event,
-    ) -> None:
-        self.event = event
-        """When all of it is done."""
-        self._runner = runner
-        self._step_id = step_id
-        self._region = region
-        self._started_s = started_s
-        self._chosen = chosen
-        self._scored = scored
-
-    def result(self) -> StepResult:
-        """Wait for it; once, in the order of steps, by whatever thread.
-
-        Raises:
-            KernelError: The device failed.
-        """
-        self.event.wait()
-        sampled = [] if self._chosen is None else self._chosen.sampled()
-        step_s = self._runner.finish(self._region, self._started_s)
-        return StepResult(self._step_id, sampled, step_s, self._scored)
-
-
-class DeviceRunner:
-    """One rank's part of a model on a device, with its KV cache and the sequences that are in its slots.
-
-    What is planned needs no tokens: positions, blocks and lengths are counts, and the tokens are on the device. So a
-    step is started as soon as its plan is here, and nobody waits for the device but who wants a result. The exceptions
-    are steps in which a bound slot samples (``DeviceSampler``), which end with their result known, and scored prompts.
-    """
+class DeviceRunner(DeviceStepRunner):
+    """The rank that chooses the tokens."""
 
     def __init__(
         self,
@@ -154,160 +35,39 @@ class DeviceRunner:
         caches: list[DeviceCache],
         device: Device,
         shape: DeviceShape,
+        grammars: Grammars,
         *,
-        grammars: Grammars | None = None,
         ranks: Ranks = ALONE,
+        share_tokens: ShareTokens | None = None,
         swaps: Swaps | None = None,
     ) -> None:
-        """``grammars``: where constraints come from; needed by the rank that chooses."""
-        self.timeline: list[Event] | None = None
-        """The ends of steps, for who puts a list here; they take the device's time then."""
-        self._model = model
-        self._caches = caches
-        self._device = device
-        self._shape = shape
+        super().__init__(model, caches, device, shape, ranks=ranks, share_tokens=share_tokens, swaps=swaps)
         self._grammars = grammars
-        self._ranks = ranks
-        self._swaps = swaps
-        self._slots = SlotTable(
-            shape.max_num_seqs, shape.max_model_len, shape.block_size, shape.num_blocks, shape.vocab_size
-        )
-        self._scorer = PromptScorer(shape.max_num_seqs, shape.vocab_size)
-        max_blocks = self._slots.block_tables.shape[1]
-        self._there = DeviceSlots(device, shape.max_num_seqs, max_blocks)
-        self._inputs = StepInputs(device, shape.max_num_seqs, self._there, shape.block_size)
-        fill_masks = None if grammars is None else grammars.fill_masks
         self._sampler = DeviceSampler(
-            device, shape.max_num_seqs, shape.vocab_size, shape.max_num_seqs, fill_masks
+            device, shape.max_num_seqs, shape.vocab_size, shape.max_num_seqs, grammars.fill_masks
         )
-        self._staging = Staging(device)
-        self._graphs = DecodeGraphs(device, self._forward, self._choose)
-        self._finishing = threading.Lock()
-        self._finished_s = 0.0
 
-    @property
-    def num_graphs(self) -> int:
-        """How many graphs there are."""
-        return self._graphs.num_graphs
-
-    @torch.inference_mode()
-    def capture(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Capture the graphs of decode steps; without it every step is launched kernel by kernel."""
-        nobody = np.empty(0, np.int64)
-        region = self._staging.take()
-        self._inputs.send_decodes(nobody, nobody, nobody, self._shape.max_num_seqs, 1, region)
-        self._sampler.send(region)
-        self._graphs.capture(self._shape.max_num_seqs, progress)
-        self._device.record().wait()
-        self._staging.give_back(region)
-
-    def run(self, plan: StepPlan) -> StepResult:
-        """Carry out ``plan`` and wait for its result."""
-        return self.launch(plan).result()
-
-    @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> Pending:
-        """Start ``plan``, in the order swapped, released, admitted, work.
-
-        All of the tables is as it will be after the step, when this returns, but for tokens that only the device knows.
-        """
-        started_s, region = time.perf_counter(), self._staging.take()
-        if self._swaps is not None:
-            self._swaps.carry_out(plan)
-        for slot in plan.released:
-            self._slots.release(slot)
-            self._sampler.release(slot)
-        for admission in plan.admitted:
-            self._admit(admission, region)
-        work = self._begin(plan.work)
-        self._there.send(region)
-        self._sampler.send(region)
-        chosen, scored = self._compute(work, region) if work.slots.size else (None, [])
-        event = self._device.record(timed=self.timeline is not None)
-        if self.timeline is not None:
-            self.timeline.append(event)
-        return Pending(self, plan.step_id, region, started_s, chosen, scored, event)
-
-    def finish(self, region: Region, started_s: float) -> float:
-        """A step is done and read; returns the seconds that it had the device for itself, or waited for the host."""
-        self._staging.give_back(region)
-        with self._finishing:
-            now, before = time.perf_counter(), self._finished_s
-            self._finished_s = now
-        return now - max(started_s, before)
-
-    # --- tables ---
-
-    def _admit(self, admission: Admission, region: Region) -> None:
-        slot = admission.slot
-        token_ids = self._slots.admit(admission)
-        self._there.extend(slot, 0, admission.block_table)
-        self._there.begin(slot, int(token_ids[-1]))
-        constraint = None if self._grammars is None else self._grammars.constraint(admission)
+    def _enter(self, admission: Admission, token_ids: NDArray[np.int32], region: Region) -> None:
         self._sampler.admit(
-            slot, admission.params, token_ids, admission.num_prompt_tokens, region, constraint
+            admission.slot,
+            admission.params,
+            token_ids,
+            admission.num_prompt_tokens,
+            region,
+            self._grammars.constraint(admission),
         )
-        self._scorer.admit(admission)
 
-    def _begin(self, work: list[SlotWork]) -> Work:
-        table = self._slots
-        for item in work:
-            if item.new_block_ids:
-                self._there.extend(item.slot, int(table.num_blocks[item.slot]), item.new_block_ids)
-        slots, counts = table.begin(work)
-        ends = table.num_computed[slots] + counts
-        return Work(slots, counts, ends, ends == table.num_tokens[slots])
+    def _leave(self, slot: int) -> None:
+        self._sampler.release(slot)
 
-    # --- a step ---
+    def _send_wishes(self, region: Region) -> None:
+        self._sampler.send(region)
 
-    def _compute(self, work: Work, region: Region) -> tuple[Chosen | None, list[PromptLogprobs]]:
-        """Start a step; what it chooses, and what it has scored."""
-        table, sampling = self._slots, work.slots[work.samples]
-        choice, scored = self._sampler.choice_of(sampling), list[PromptLogprobs]()
-        if work.is_decode:
-            bucket = None if choice is Choice.UNUSUAL else self._graphs.bucket_for(len(sampling))
-            logits = self._decode(work, bucket, region)
-        else:
-            bucket = None
-            logits, scored = self._compute_mixed(work, region)
-        table.num_computed[work.slots] = work.ends
-        if not sampling.size:
-            return None, scored
-        return self._choose_for(sampling, logits, bucket, choice, region), scored
+    def _choice_of(self, slots: NDArray[np.int64]) -> Choice:
+        return self._sampler.choice_of(slots)
 
-    def _decode(self, work: Work, bucket: int | None, region: Region) -> Tensor | None:
-        """One token of each; returns the logits, or None where a graph has them."""
-        shape, table, slots = self._shape, self._slots, work.slots
-        num_rows = bucket or len(slots)
-        most = self._splits(num_rows)
-        split_size, num_splits = split_keys(
-            work.ends.tolist(),
-            shape.num_kv_heads,
-            self._device.gpu.num_multiprocessors,
-            batch_invariant=shape.batch_invariant,
-            most_splits=most,
-        )
-        block_ids = table.block_tables[slots, (work.ends - 1) // shape.block_size].astype(np.int64)
-        self._inputs.send_decodes(slots, work.ends, block_ids, num_rows, split_size, region)
-        if bucket is None:
-            return self._logits(self._inputs.decodes(num_rows, num_splits))
-        self._graphs.forward(bucket)
-        return None
-
-    def _compute_mixed(self, work: Work, region: Region) -> tuple[Tensor | None, list[PromptLogprobs]]:
-        """Prompts, chunks and decodes side by side; returns the logits of those that sample, if any do."""
-        counts, samples, table = work.counts, work.samples, self._slots
-        stretches = self._scorer.stretches(work.slots, counts, work.ends)
-        rows = [counts.cumsum()[samples] - 1]
-        rows += [np.arange(first, first + count) for _, first, _, count in stretches]
-        hidden = self._model(self._mixed(work, np.concatenate(rows), region), self._caches)
-        num_samples = len(rows[0])
-        scored = self._score(stretches, hidden[num_samples:])
-        if not num_samples:
-            return None, scored
-        slots = work.slots[samples]
-        self._inputs.send_samples(slots, table.num_tokens[slots], num_samples, region)
-        return self._model.compute_logits(hidden[:num_samples]), scored
+    def _pick(self, logits: Tensor, num_rows: int, choice: Choice) -> Tensor:
+        return self._sampler.choose(logits, *self._inputs.samples(num_rows), choice)
 
     def _choose_for(
         self,
@@ -317,29 +77,18 @@ class DeviceRunner:
         choice: Choice,
         region: Region,
     ) -> Chosen:
-        """Start the choice for ``slots``; where one of them is bound, wait for it."""
         table, sampler = self._slots, self._sampler
         num_known, is_bound = table.num_tokens[slots], sampler.binds(slots)
-        follow = self._bind(slots, num_known, region) if is_bound else []
-        if bucket is not None:
-            self._graphs.choose(bucket, choice)
-        else:
-            assert logits is not None, "nobody has the logits"
-            self._choose(logits, len(slots), choice)
+        follow = sampler.constrain(slots, region) if is_bound else []
+        self._start_choice(len(slots), logits, bucket, choice)
         readout = sampler.read(len(slots), choice, region)
         chosen = Chosen(slots, table.seq_ids[slots], readout, sampler.wanted(slots))
         if is_bound:
             sampler.unconstrain(len(slots))
             chosen.turns = self._settle(slots, num_known, readout, follow, region)
         else:
-            table.append(slots, np.full(len(slots), _UNKNOWN))
+            table.append(slots, np.full(len(slots), UNKNOWN))
         return chosen
-
-    def _bind(
-        self, slots: NDArray[np.int64], num_known: NDArray[np.int64], region: Region
-    ) -> list[tuple[int, bool]]:
-        """Before the choice of a step with bound slots; every argument is [num_rows]."""
-        return self._sampler.constrain(slots, region)
 
     def _settle(
         self,
@@ -377,105 +126,61 @@ class DeviceRunner:
         self._device.record().wait()
         return pinned
 
-    # --- what the device is told ---
 
-    def _splits(self, num_rows: int) -> int:
-        """The splits of keys in a graph of so many rows."""
-        shape = self._shape
-        return graph_splits(
-            num_rows,
-            shape.max_model_len,
-            shape.num_kv_heads,
-            self._device.gpu.num_multiprocessors,
-            batch_invariant=shape.batch_invariant,
-        )
+class FollowingDeviceRunner(DeviceStepRunner):
+    """A rank that has a part of the model, carries out the same plans, and has its tokens from rank 0 on the device.
 
-    def _forward(self, num_rows: int) -> Tensor:
-        """The logits of the decode step that was sent, for a graph."""
-        return self._logits(self._inputs.decodes(num_rows, self._splits(num_rows)))
-
-    def _logits(self, batch: DeviceBatch) -> Tensor:
-        return self._model.compute_logits(self._model(batch, self._caches))
-
-    def _choose(self, logits: Tensor, num_rows: int, choice: Choice) -> None:
-        """The choice for the rows that were sent; the device keeps the tokens for the next step."""
-        self._inputs.keep(self._sampler.choose(logits, *self._inputs.samples(num_rows), choice))
-
-    def _mixed(self, work: Work, rows: NDArray[np.int64], region: Region) -> DeviceBatch:
-        """Lay the tokens of all slots side by side; hidden states are wanted of ``rows``, [num_rows]."""
-        table, shape, there = self._slots, self._shape, self._there
-        bounds = np.concatenate((np.zeros(1, np.int64), work.counts.cumsum()))
-        slot_of = work.slots.repeat(work.counts)
-        positions = np.arange(bounds[-1]) + (work.ends - bounds[1:]).repeat(work.counts)
-        block_ids = table.block_tables[slot_of, positions // shape.block_size].astype(np.int64)
-        places = block_ids * shape.block_size + positions % shape.block_size
-        token_ids = table.token_ids[slot_of, positions].astype(np.int64)
-        unknown = np.flatnonzero(token_ids == _UNKNOWN)
-        split_size, num_splits = split_keys(
-            work.ends[work.counts == 1].tolist(),
-            shape.num_kv_heads,
-            self._device.gpu.num_multiprocessors,
-            batch_invariant=shape.batch_invariant,
-        )
-        wide = (token_ids, positions, places, rows, work.slots, unknown, slot_of[unknown])
-        ids, at, mapping, wanted, slots, rows_of, slots_of = _sent(wide, np.int64, region)
-        narrow = (bounds, work.ends, np.array([split_size]))
-        cu_seqlens_q, seq_lens, size = _sent(narrow, np.int32, region)
-        if unknown.size:
-            ids.index_copy_(0, rows_of, there.last_tokens.index_select(0, slots_of))
-        width = -(-int(work.ends.max()) // shape.block_size)
-        plan = AttentionPlan(
-            cu_seqlens_q=cu_seqlens_q,
-            seq_lens=seq_lens,
-            block_tables=there.block_tables[:, :width].index_select(0, slots),
-            split_size=size,
-            num_splits=num_splits,
-            has_decodes=bool((work.counts == 1).any()),
-            has_prefills=bool((work.counts > 1).any()),
-        )
-        return DeviceBatch(ids, at, mapping, wanted, plan)
-
-
-class FollowingDeviceRunner(DeviceRunner):
-    """Carries out the same plans as rank 0 and chooses the same tokens, since all ranks have the same logits.
-
-    What a bound slot gets depends on grammars, which rank 0 alone knows: of a step with such slots it shares what it
-    has chosen. Results say nothing of log probabilities of prompts.
+    It knows no parameters, no grammar and no random numbers. Of a step with bound slots, which may have got more than
+    one token each, rank 0 tells it by ``Ranks.share``. Its results say nothing.
     """
 
-    def _bind(
-        self, slots: NDArray[np.int64], num_known: NDArray[np.int64], region: Region
-    ) -> list[tuple[int, bool]]:
-        self._news = np.empty((len(slots), NEWS_WIDTH), np.int64)
-        self._ranks.share(self._news)
-        self._sampler.force(self._news[:, 3], region)
-        return []
+    def __init__(
+        self,
+        model: DeviceDecoder,
+        caches: list[DeviceCache],
+        device: Device,
+        shape: DeviceShape,
+        *,
+        ranks: Ranks,
+        share_tokens: ShareTokens,
+        swaps: Swaps | None = None,
+    ) -> None:
+        super().__init__(model, caches, device, shape, ranks=ranks, share_tokens=share_tokens, swaps=swaps)
+        self._is_bound = np.zeros(shape.max_num_seqs, np.bool_)
+        self._tokens = torch.zeros(shape.max_num_seqs, dtype=torch.int32, device=device.torch_device)
 
-    def _settle(
+    def _enter(self, admission: Admission, token_ids: NDArray[np.int32], region: Region) -> None:
+        self._is_bound[admission.slot] = is_bound_by(admission.params)
+
+    def _leave(self, slot: int) -> None:
+        pass
+
+    def _send_wishes(self, region: Region) -> None:
+        pass
+
+    def _choice_of(self, slots: NDArray[np.int64]) -> Choice:
+        return Choice.PLAIN
+
+    def _pick(self, logits: Tensor, num_rows: int, choice: Choice) -> Tensor:
+        return self._tokens[:num_rows]
+
+    def _choose_for(
         self,
         slots: NDArray[np.int64],
-        num_known: NDArray[np.int64],
-        readout: Readout,
-        follow: list[tuple[int, bool]],
+        logits: Tensor | None,
+        bucket: int | None,
+        choice: Choice,
         region: Region,
-    ) -> dict[int, Turn]:
+    ) -> None:
         table = self._slots
-        table.take_over(slots, self._news)
-        for slot, before in zip(slots.tolist(), num_known.tolist(), strict=True):
-            known = int(table.num_tokens[slot])
-            if known > before + 1:
-                self._sampler.count_anew(slot, table.token_ids[slot, :known], region)
-        return {}
+        self._start_choice(len(slots), logits, bucket, choice)
+        if self._is_bound[slots].any():
+            news = np.empty((len(slots), NEWS_WIDTH), np.int64)
+            self._ranks.share(news)
+            table.take_over(slots, news)
+        else:
+            table.append(slots, np.full(len(slots), UNKNOWN))
 
     def _score(self, stretches: list[Stretch], hidden: Tensor) -> list[PromptLogprobs]:
         self._scorer.skip(stretches, hidden, self._model.compute_logits)
         return []
-
-
-def _sent(
-    arrays: Sequence[NDArray[np.int64]], kind: type[np.int64 | np.int32], region: Region
-) -> list[Tensor]:
-    """``arrays`` on the device, by one copy."""
-    together = region.send(np.concatenate(arrays).astype(kind))
-    ends = np.cumsum([len(each) for each in arrays]).tolist()
-    return [together[end - len(each) : end] for each, end in zip(arrays, ends, strict=True)]
