@@ -50,9 +50,15 @@ class Graph(Protocol):
 class Device(Protocol):
     """A GPU with all that the works need of it, or in the tests the emulator."""
 
-    gpu: Gpu
-    torch_device: torch.device
-    """Where its tensors are."""
+    @property
+    def gpu(self) -> Gpu:
+        """What launches its kernels."""
+        ...
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where its tensors are."""
+        ...
 
     @property
     def name(self) -> str:

@@ -2,9 +2,10 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,10 +27,12 @@ from trioserve.model.device import DeviceDecoder
 from trioserve.model.ranks import ALONE, Ranks
 from trioserve.sampling.device_sampler import Choice
 from trioserve.worker.device_steps import DecodeGraphs, DeviceSlots, StepInputs
+from trioserve.worker.pending import Chosen, Finish, Pending
 from trioserve.worker.scoring import PromptScorer, Stretch
 from trioserve.worker.slots import SlotTable
 
-UNKNOWN = -1
+_SOME_KEYS: Final = 128
+UNKNOWN: Final = -1
 """Stands in the slot table for a token that only the device knows."""
 
 
@@ -48,7 +51,6 @@ class Swaps(Protocol):
 class DeviceShape:
     """The sizes of a runner."""
 
-    num_blocks: int
     block_size: int
     max_num_seqs: int
     max_model_len: int
@@ -99,15 +101,11 @@ class DeviceStepRunner(ABC):
         self.timeline: list[Event] | None = None
         """The ends of steps, for who puts a list here; they take the device's time then."""
         self._model = model
-        self._caches = caches
         self._device = device
         self._shape = shape
         self._ranks = ranks
         self._share_tokens = share_tokens
-        self._swaps = swaps
-        self._slots = SlotTable(
-            shape.max_num_seqs, shape.max_model_len, shape.block_size, shape.num_blocks, shape.vocab_size
-        )
+        self.use(caches, swaps)
         self._scorer = PromptScorer(shape.max_num_seqs, shape.vocab_size)
         max_blocks = self._slots.block_tables.shape[1]
         self._there = DeviceSlots(device, shape.max_num_seqs, max_blocks)
@@ -115,6 +113,15 @@ class DeviceStepRunner(ABC):
         self._staging = Staging(device)
         self._graphs = DecodeGraphs(device, self._forward, self._choose)
         self._finish = Finish(self._staging)
+
+    def use(self, caches: list[DeviceCache], swaps: Swaps | None = None) -> None:
+        """Have the KV blocks of these, while nobody has a slot and before there are graphs."""
+        shape = self._shape
+        self._caches, self._swaps = caches, swaps
+        num_blocks = len(caches[0].k) if caches else 0
+        self._slots = SlotTable(
+            shape.max_num_seqs, shape.max_model_len, shape.block_size, num_blocks, shape.vocab_size
+        )
 
     @property
     def num_graphs(self) -> int:
@@ -124,11 +131,23 @@ class DeviceStepRunner(ABC):
     @torch.inference_mode()
     def capture(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Capture the graphs of decode steps; without it every step is launched kernel by kernel."""
+        with self._nobody():
+            self._graphs.capture(self._shape.max_num_seqs, progress)
+
+    @torch.inference_mode()
+    def decode_nobody(self) -> None:
+        """Compute the decode step of the most rows that a graph may have, without one."""
+        with self._nobody():
+            self._graphs.try_largest(self._shape.max_num_seqs)
+
+    @contextmanager
+    def _nobody(self) -> Iterator[None]:
+        """Rows that only fill a step are sent; what is started inside is done at the end."""
         nobody = np.empty(0, np.int64)
         region = self._staging.take()
-        self._inputs.send_decodes(nobody, nobody, nobody, self._shape.max_num_seqs, 1, region)
+        self._inputs.send_decodes(nobody, nobody, nobody, self._shape.max_num_seqs, _SOME_KEYS, region)
         self._send_wishes(region)
-        self._graphs.capture(self._shape.max_num_seqs, progress)
+        yield
         self._device.record().wait()
         self._staging.give_back(region)
 

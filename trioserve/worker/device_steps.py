@@ -202,10 +202,17 @@ class DecodeGraphs:
         """Start the choice from the logits of the ``forward`` before."""
         self._graphs[bucket][1][choice].replay()
 
-    def _captured(self, num_rows: int) -> tuple[Graph, list[Graph]]:
+    def try_largest(self, max_num_seqs: int) -> None:
+        """Start what the largest graphs will hold, without them."""
+        self._try(buckets_up_to(max_num_seqs)[-1])
+
+    def _try(self, num_rows: int) -> None:
         logits = self._forward(num_rows)
-        for choice in GRAPHED_CHOICES:  # once without a graph, so that all kernels are loaded
+        for choice in GRAPHED_CHOICES:
             self._choose(logits, num_rows, choice)
+
+    def _captured(self, num_rows: int) -> tuple[Graph, list[Graph]]:
+        self._try(num_rows)  # so that all kernels are loaded
         made: list[Tensor] = []
         forward = self._device.capture(lambda: made.append(self._forward(num_rows)))
         logits = made.pop()

@@ -12,7 +12,8 @@ from trioserve.core.step import GrammarRequest, StepPlan, WorkerConfig, WorkerEr
 from trioserve.errors import ModelError, RankLost, WireError
 from trioserve.worker.channel import Channel
 from trioserve.worker.grammars import Grammars, GrammarThread
-from trioserve.worker.load import Phases, load_runner
+from trioserve.worker.load import load_runner
+from trioserve.worker.phases import Phases
 
 
 def serve(sock: socket.socket, started: float) -> int:
