@@ -1,5 +1,5 @@
-// rms_norm: out = x * rsqrt(mean(x^2) + eps) * weight, a row at a time; float32 accumulation, rounded once.
-// add_rms_norm: residual += x in place, rounded, and the same of that sum.
+// rms_norm: out = x * rsqrt(mean(x^2) + eps) * (weight + offset), a row at a time; float32 accumulation, rounded once.
+// add_rms_norm: residual += x_scale * x in place, rounded, and the same of that sum.
 //
 //   x         [num_tokens, num_heads, hidden_size], token t at x + t * x_stride elements, its heads contiguous;
 //             add_rms_norm has no heads: [num_tokens, hidden_size]
@@ -38,15 +38,16 @@ __device__ __forceinline__ float plus_squares(float sum, const Vector<float, kSi
     return sum;
 }
 
-// out = row * scale * weight. Each thread rereads what it read, or wrote, itself.
+// out = row * scale * (weight + offset). Each thread rereads what it read, or wrote, itself.
 template <typename T, int kWidth, int kThreads>
-__device__ __forceinline__ void scale_row(T* out, const T* row, const T* weight, int hidden_size, float scale) {
+__device__ __forceinline__ void scale_row(T* out, const T* row, const T* weight, int hidden_size, float scale,
+                                          float offset) {
 #pragma unroll 2
     for (int i = threadIdx.x * kWidth; i < hidden_size; i += kThreads * kWidth) {
         auto values = load_wide<T, kWidth>(row + i);
         const auto weights = load_wide<T, kWidth>(weight + i);
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) values[j] = values[j] * scale * weights[j];
+        for (int j = 0; j < kWidth; ++j) values[j] = values[j] * scale * (weights[j] + offset);
         store_narrow(out + i, values);
     }
 }
@@ -54,7 +55,7 @@ __device__ __forceinline__ void scale_row(T* out, const T* row, const T* weight,
 template <typename T, int kWidth, int kThreads, int kRows>
 __global__ void __launch_bounds__(kThreads * kRows)
 rms_norm(T* __restrict__ out, const T* __restrict__ x, const T* __restrict__ weight, int num_tokens, int num_heads,
-         i64 x_stride, int hidden_size, float eps) {
+         i64 x_stride, int hidden_size, float offset, float eps) {
     static_assert(kRows == 1 || kThreads == kWarp, "rows that share a block are of one warp each");
     const int row = blockIdx.x * kRows + threadIdx.y;
     if (row >= num_tokens * num_heads) return;  // whole warps, and none of a block that has a barrier
@@ -65,13 +66,13 @@ rms_norm(T* __restrict__ out, const T* __restrict__ x, const T* __restrict__ wei
     for (int i = threadIdx.x * kWidth; i < hidden_size; i += kThreads * kWidth)
         squares = plus_squares(squares, load_wide<T, kWidth>(x + i));
     const float scale = row_scale<kThreads>(squares, hidden_size, eps);
-    scale_row<T, kWidth, kThreads>(out, x, weight, hidden_size, scale);
+    scale_row<T, kWidth, kThreads>(out, x, weight, hidden_size, scale, offset);
 }
 
 template <typename T, int kWidth, int kThreads>
 __global__ void __launch_bounds__(kThreads)
 add_rms_norm(T* __restrict__ out, const T* __restrict__ x, T* __restrict__ residual, const T* __restrict__ weight,
-             i64 x_stride, int hidden_size, float eps) {
+             i64 x_stride, int hidden_size, float offset, float x_scale, float eps) {
     x += blockIdx.x * x_stride;
     residual += static_cast<i64>(blockIdx.x) * hidden_size;
     out += static_cast<i64>(blockIdx.x) * hidden_size;
@@ -81,11 +82,11 @@ add_rms_norm(T* __restrict__ out, const T* __restrict__ x, T* __restrict__ resid
         auto total = load_wide<T, kWidth>(residual + i);
         const auto added = load_wide<T, kWidth>(x + i);
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) total[j] += added[j];
+        for (int j = 0; j < kWidth; ++j) total[j] += x_scale * added[j];
         const auto rounded = narrow<T>(total);  // what the next layer will see is what is normalised
         store(residual + i, rounded);
         squares = plus_squares(squares, widen(rounded));
     }
     const float scale = row_scale<kThreads>(squares, hidden_size, eps);
-    scale_row<T, kWidth, kThreads>(out, residual, weight, hidden_size, scale);
+    scale_row<T, kWidth, kThreads>(out, residual, weight, hidden_size, scale, offset);
 }

@@ -53,6 +53,19 @@ def test_the_sum_is_stored_and_normalised(gpu: EmulatedGpu, num_tokens: int, siz
         assert_near(found, expected)
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_weights_have_an_offset_and_what_is_added_a_scale(gpu: EmulatedGpu, kind: str) -> None:
+    """The weights are so small that their sums with the offset could not be told apart in 16 bits."""
+    x, before = random(3, 90, dtype=TYPES[kind]), random(3, 90, dtype=TYPES[kind], seed=2)
+    weight = random(90, dtype=TYPES[kind], seed=1) / 1024
+    found = rms_norm_gpu(gpu, x, weight, eps=EPS, offset=1.0)
+    assert_near(found, rms_norm_ref(x, weight, eps=EPS, offset=1.0))
+    expected, total = add_rms_norm_ref(x, before, weight, eps=EPS, offset=1.0, x_scale=0.22)
+    found = add_rms_norm_gpu(gpu, x, before, weight, eps=EPS, offset=1.0, x_scale=0.22)
+    assert_near(before, total, absolute=1e-6)
+    assert_near(found, expected, absolute=1e-2 if kind != "float" else 1e-5)
+
+
 def test_the_sum_is_normalised_as_it_was_rounded(gpu: EmulatedGpu) -> None:
     """1 + 0.0038 is 1 in bfloat16; the mean square of what was not stored would give 0.996."""
     residual, x = torch.ones(1, 64, dtype=torch.bfloat16), torch.full((1, 64), 0.0038, dtype=torch.bfloat16)
@@ -105,7 +118,7 @@ def test_a_row_off_its_boundary_is_caught(gpu: EmulatedGpu, argument: str) -> No
     with pytest.raises(EmulatorError, match="misaligned: load of 16 bytes"):
         gpu.launch(
             norm_kernel("bf16", 8, THREADS, 1),
-            *(torch.empty(1, 64, dtype=torch.bfloat16), x, weight, 1, 1, 64, 64, EPS),
+            *(torch.empty(1, 64, dtype=torch.bfloat16), x, weight, 1, 1, 64, 64, 0.0, EPS),
             grid=(1,),
             block=(THREADS,),
         )
@@ -116,7 +129,7 @@ def test_a_row_too_many_is_caught(gpu: EmulatedGpu) -> None:
     with pytest.raises(EmulatorError, match=r"out of bounds: load of 16 .* \[block 2 0 0, thread 0 0 0\]"):
         gpu.launch(
             norm_kernel("bf16", 8, THREADS, 1),
-            *(torch.empty(2, 64, dtype=torch.bfloat16), x, weight, 3, 1, 64, 64, EPS),
+            *(torch.empty(2, 64, dtype=torch.bfloat16), x, weight, 3, 1, 64, 64, 0.0, EPS),
             grid=(3,),
             block=(THREADS,),
         )

@@ -88,10 +88,14 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):
-    """How far a rank has loaded its weights; any number of these before WorkerReady."""
+    """How far a rank has loaded its weights, or captured its graphs; any number of these before WorkerReady."""
 
     loaded_bytes: int
     total_bytes: int
+    num_graphs: int = 0
+    """Sizes of steps whose graphs are captured."""
+    total_graphs: int = 0
+    """0: weights are loaded, and there may be graphs later."""
 
 
 class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready"):
