@@ -134,15 +134,17 @@ def _terminal(settings: Settings) -> TextIO | None:
 
 def _log_ready(ready: WorkerReady, model: ModelFolder, settings: Settings) -> None:
     logger.info(
-        "serving %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%s, %.0f MB), decoder %s, attention %s, "
-        "loaded in %.1f s (%s)",
+        "serving %s on %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%s, %.0f MB)%s, decoder %s, "
+        "attention %s, loaded in %.1f s (%s)",
         model.name,
+        ready.device,
         ready.dtype,
         ready.weights_bytes / 1e6,
         ready.num_blocks,
         settings.block_size,
         ready.kv_cache_dtype,
         ready.kv_cache_bytes / 1e6,
+        f" and {ready.num_host_blocks} of the host" if ready.num_host_blocks else "",
         ready.decoder,
         ready.attention,
         sum(ready.phases_s.values()),
