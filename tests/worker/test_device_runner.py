@@ -172,19 +172,73 @@ def test_steps_that_are_started_before_others_are_done_give_the_same_tokens(
     assert waits == [0, len(plans)]
 
 
+def test_memory_that_is_written_again_too_early_shows(
+    folder: Path, device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted fault: all steps under way share a region."""
+    front, runner = device_front(folder, device)
+    front.admit(0, prompt_of(12, seed=0))
+    front.step(s0=12)
+    shared = runner._staging.take()
+    monkeypatch.setattr(runner._staging, "take", lambda: shared)
+    monkeypatch.setattr(runner._staging, "give_back", lambda region: region.clear())
+    monkeypatch.setattr(shared, "clear", lambda: None)
+    plans = [front.plan(s0=1) for _ in range(3)]
+    with device.deferring():
+        started = []
+        for plan in plans:
+            shared._taken_bytes = 0
+            started.append(runner.launch(plan))
+        found = [sample.token_id for pending in started for sample in pending.result().sampled]
+    expected, _ = device_front(folder, device)
+    expected.admit(0, prompt_of(12, seed=0))
+    expected.step(s0=12)
+    expected.decode(3, 0)
+    assert found != expected.outputs[0][1:]
+
+
 def test_a_decode_that_is_bound_waits_for_its_own_result_alone(folder: Path, device: EmulatedDevice) -> None:
     front, runner = device_front(folder, device)
+    front.admit(0, prompt_of(12, seed=0), WISHES["greedy"])
+    front.admit(1, prompt_of(12, seed=1), WISHES["bad runs"])
+    plans = [front.plan(s0=12, s1=11), front.plan(s0=1, s1=1), front.plan(s0=1), front.plan(s0=1, s1=1)]
+    waits = []
     with device.deferring():
-        front.admit(0, prompt_of(12, seed=0), WISHES["greedy"])
-        front.admit(1, prompt_of(12, seed=1), WISHES["bad runs"])
-        started = [runner.launch(front.plan(s0=12, s1=11))]
-        before = device.num_waits
-        started.append(runner.launch(front.plan(s0=1, s1=1)))
-        assert device.num_waits == before + 1
-        started.append(runner.launch(front.plan(s0=1)))
-        assert device.num_waits == before + 1
-        for pending in started:
-            front.take(pending.result())
+        started = []
+        for plan in plans:
+            before = device.num_waits
+            started.append(runner.launch(plan))
+            waits.append(device.num_waits - before)
+        results = [pending.result() for pending in started]
+    assert waits == [0, 1, 0, 1]
+    assert [[sample.slot for sample in result.sampled] for result in results] == [[0], [0, 1], [0], [0, 1]]
+
+
+def test_guesses_change_nothing_but_the_number_of_steps(folder: Path, device: EmulatedDevice) -> None:
+    """Beside sequences that guess none, with counts, bans and log probabilities."""
+    repeating = [7, 8, 9, 10, 11] * 4
+    wishes = [
+        params(),
+        params(logit_bias=tuple((token_id, 9.0) for token_id in repeating[:5]), frequency_penalty=0.8),
+        params(temperature=0.7, seed=3, logprobs=2, logit_bias=((7, 8.0), (8, 8.0))),
+        params(bad_words=((7, 8),), logit_bias=((7, 8.0), (8, 8.0), (9, 8.0))),
+    ]
+    found = []
+    for num_drafts in (0, 4):
+        front, _ = device_front(folder, device, num_drafts=num_drafts)
+        for slot, wish in enumerate(wishes):
+            front.admit(slot, repeating, wish)
+            front.step(**{f"s{slot}": len(repeating)})
+        front.decode(14, *range(len(wishes)))
+        found.append(front)
+    plain, guessing = found
+    assert guessing.num_right > 10
+    assert guessing.num_guessed > guessing.num_right
+    for slot in range(len(wishes)):
+        assert guessing.outputs[slot][:15] == plain.outputs[slot]
+    for own, theirs in zip(guessing.samples[2], plain.samples[2], strict=False):
+        assert own.logprobs is not None and theirs.logprobs is not None
+        assert own.logprobs.logprob == pytest.approx(theirs.logprobs.logprob, abs=0.02)
 
 
 def test_a_preempted_sequence_goes_on_as_if_nothing_had_been(folder: Path, device: EmulatedDevice) -> None:

@@ -29,6 +29,9 @@ from trioserve.worker.slots import NEWS_WIDTH
 class DeviceRunner(DeviceStepRunner):
     """The rank that chooses the tokens."""
 
+    _waits = False
+    """Whether the host needs to know every token before the next step."""
+
     def __init__(
         self,
         model: DeviceDecoder,
@@ -85,6 +88,7 @@ class DeviceRunner(DeviceStepRunner):
         chosen = Chosen(slots, table.seq_ids[slots], readout, sampler.wanted(slots))
         if is_bound:
             sampler.unconstrain(len(slots))
+        if is_bound or self._waits:
             chosen.turns = self._settle(slots, num_known, readout, follow, region)
         else:
             table.append(slots, np.full(len(slots), UNKNOWN))

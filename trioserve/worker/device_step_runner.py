@@ -27,7 +27,7 @@ from trioserve.model.device import DeviceDecoder
 from trioserve.model.ranks import ALONE, Ranks
 from trioserve.sampling.device_sampler import Choice
 from trioserve.worker.device_steps import DecodeGraphs, DeviceSlots, StepInputs
-from trioserve.worker.pending import Chosen, Finish, Pending
+from trioserve.worker.pending import Chosen, Finish, Pending, Rounds
 from trioserve.worker.scoring import PromptScorer, Stretch
 from trioserve.worker.slots import SlotTable
 
@@ -186,7 +186,7 @@ class DeviceStepRunner(ABC):
         work = self._begin(plan.work)
         self._there.send(region)
         self._send_wishes(region)
-        chosen, scored = self._compute(work, region) if work.slots.size else (None, [])
+        chosen, scored = self._compute(work, plan.num_drafts, region) if work.slots.size else (None, [])
         event = self._device.record(timed=self.timeline is not None)
         if self.timeline is not None:
             self.timeline.append(event)
@@ -250,8 +250,13 @@ class DeviceStepRunner(ABC):
 
     # --- a step ---
 
-    def _compute(self, work: Work, region: Region) -> tuple[Chosen | None, list[PromptLogprobs]]:
-        """Start a step; what it chooses, and what it has scored."""
+    def _compute(
+        self, work: Work, num_drafts: int, region: Region
+    ) -> tuple[Chosen | Rounds | None, list[PromptLogprobs]]:
+        """Start a step; what it chooses, and what it has scored.
+
+        ``num_drafts``: tokens of each that may be guessed; here nobody does.
+        """
         table, sampling = self._slots, work.slots[work.samples]
         choice, scored = self._choice_of(sampling), list[PromptLogprobs]()
         if work.is_decode:
