@@ -105,7 +105,7 @@ chaos: setup
 # After a change of constraints.txt. torch is left out: see above.
 lock:
 	test -x $(VENV)/lock/bin/pip-compile || { $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install --quiet pip-tools; }
-	grep -v '^torch==' constraints.txt | sed "s/^nvidia-.*/& ; sys_platform == 'linux'/" > $(VENV)/requirements.in
+	grep -v '^torch==' constraints.txt | sed -E "s/^(cuda|cupy|nvidia)-.*/& ; sys_platform == 'linux'/" > $(VENV)/requirements.in
 	@echo "# What constraints.txt pins, but torch, with the hashes of what may be installed for it: made by \`make lock\`." > requirements.lock
 	$(VENV)/lock/bin/pip-compile --quiet --generate-hashes --no-annotate --no-header --allow-unsafe --strip-extras \
 		--no-emit-index-url --no-emit-find-links --no-emit-options -o - $(VENV)/requirements.in >> requirements.lock
