@@ -36,6 +36,11 @@ def kernels() -> Iterator[Kernel]:
         yield from module.instances()
 
 
+def kernels_for(architecture: str) -> Iterator[Kernel]:
+    """Those that a GPU of ``architecture``, such as ``"sm_90a"``, can have."""
+    return (kernel for kernel in kernels() if kernel.architecture in ("", architecture))
+
+
 def shared_bytes(kernel: Kernel) -> int:
     """Shared memory that a launch asks for, beside what the source says."""
     if kernel.file.startswith("paged_"):

@@ -51,6 +51,11 @@ class CudaGpu:
         self._stream = stream
         self._bound: dict[tuple[str, tuple[int, ...], int], _Bound] = {}
 
+    @property
+    def architecture(self) -> str:
+        """What its kernels are compiled for, such as ``"sm_90a"``."""
+        return self._builder.architecture
+
     def launch(
         self,
         kernel: Kernel,
