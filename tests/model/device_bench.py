@@ -8,7 +8,14 @@ from torch import Tensor
 
 from tests.emu.device import EmulatedGpu
 from tests.model.pieces import BLOCK_SIZE, Piece, batch_of
-from trioserve.kernels import activation, paged_attention_gpu, rms_norm, rope_store_kv
+from trioserve.kernels import (
+    activation,
+    paged_attention_gpu,
+    quantized_linear,
+    rms_norm,
+    rope_store_kv,
+    unpack_weight,
+)
 from trioserve.kernels.attention_plan import plan_attention
 from trioserve.kernels.source import Kernel
 from trioserve.model.batch import DeviceBatch, DeviceCache
@@ -27,6 +34,15 @@ def decoder_kernels() -> Iterator[Kernel]:
             yield paged_attention_gpu.decode_kernel(query, kv, 64)
             yield paged_attention_gpu.single_kernel(query, kv, 64)
             yield paged_attention_gpu.prefill_kernel(query, kv, 64)
+
+
+def quantized_kernels() -> Iterator[Kernel]:
+    """Those that weights of few bits need beside them, in bfloat16."""
+    for code in ("u8", "e4m3"):
+        yield unpack_weight.channel_kernel("bf16", code)
+        yield from (quantized_linear.channel_kernel("bf16", code, tiles) for tiles in range(3))
+    yield unpack_weight.group_kernel("bf16", is_fine=True)
+    yield from (quantized_linear.group_kernel("bf16", is_fine=True, num_tiles=tiles) for tiles in range(3))
 
 
 class Done:

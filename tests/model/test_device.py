@@ -1,6 +1,6 @@
 """The decoder on a GPU, which is the emulator here, against torch's layers and transformers."""
 
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import pytest
 import torch
@@ -9,14 +9,19 @@ from torch import Tensor
 from tests.emu.conftest import MakeGpu
 from tests.emu.device import EmulatedGpu
 from tests.model.checkpoints import WIDE, Checkpoints, prompt_of
-from tests.model.device_bench import DeviceBench, HostDevice, decoder_kernels
+from tests.model.device_bench import DeviceBench, HostDevice, decoder_kernels, quantized_kernels
 from tests.model.pieces import Bench, Piece
+from tests.model.ranks import gloo_ranks
+from tests.model.test_tensor_parallel import assert_alike
 from trioserve.kernels.device import Device
+from trioserve.model import device_products
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.device import FP8, DeviceDecoder
+from trioserve.model.device_quantization import DeviceQuantization
 from trioserve.model.loader import load_weights
 from trioserve.model.parts import WHOLE, Part
+from trioserve.model.ranks import GroupRanks
 
 TEXT: Final = prompt_of(41, seed=1)
 OTHER: Final = prompt_of(19, seed=2)
@@ -27,7 +32,7 @@ TOLERANCE: Final = {torch.bfloat16: 0.03, torch.float16: 0.004}
 
 @pytest.fixture(scope="module")
 def gpu(make_gpu: MakeGpu) -> EmulatedGpu:
-    return make_gpu(decoder_kernels())
+    return make_gpu([*decoder_kernels(), *quantized_kernels()])
 
 
 def loaded(checkpoints: Checkpoints, name: str, dtype: torch.dtype, part: Part = WHOLE) -> Decoder:
@@ -37,8 +42,10 @@ def loaded(checkpoints: Checkpoints, name: str, dtype: torch.dtype, part: Part =
     return model
 
 
-def bench(gpu: EmulatedGpu, model: Decoder, kv_dtype: torch.dtype | None = None) -> DeviceBench:
-    decoder = DeviceDecoder(model, cast("Device", HostDevice(gpu)))
+def bench(
+    gpu: EmulatedGpu, model: Decoder, kv_dtype: torch.dtype | None = None, **options: Any
+) -> DeviceBench:
+    decoder = DeviceDecoder(model, cast("Device", HostDevice(gpu)), **options)
     num_kv_heads = model.part.shape(model.config).num_kv_heads
     return DeviceBench(decoder, gpu, kv_dtype or model.dtype, num_kv_heads)
 
@@ -81,3 +88,61 @@ def test_a_cache_of_codes_errs_a_little_more(
 ) -> None:
     found = run_in_pieces(bench(gpu, loaded(wide_checkpoints, name, torch.bfloat16), FP8))
     assert error(found, expected(wide_checkpoints, name)) < 0.06
+
+
+# ---- ranks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama-biased", "qwen3-tied", "gemma2", "cohere", "stablelm-parallel"])
+def test_two_ranks_compute_what_one_does(gpu: EmulatedGpu, wide_checkpoints: Checkpoints, name: str) -> None:
+    """With biases that count once, a KV head that both have, sums of attention and MLP together."""
+    folder = wide_checkpoints.folder(name, dtype=torch.bfloat16)
+
+    def run(ranks: GroupRanks) -> Tensor:
+        part = Part(ranks.tp_rank, ranks.tp_size, ranks)
+        model = Decoder(read_config(folder), torch.bfloat16, num_positions=256, part=part)
+        load_weights(model, folder, may_borrow=True)
+        return run_in_pieces(bench(gpu, model))
+
+    found = assert_alike(gloo_ranks(2, run))
+    assert error(found, expected(wide_checkpoints, name)) < TOLERANCE[torch.bfloat16]
+
+
+# ---- few bits --------------------------------------------------------------------------------------------------------
+
+BOUNDS: Final = {"int8": 0.03, "fp8": 0.1, "int4": 0.3}
+
+
+@pytest.mark.parametrize("quantization", BOUNDS)
+@pytest.mark.parametrize("name", ["llama-biased", "qwen3-tied"])
+def test_weights_of_few_bits_err_as_their_codes_do(
+    gpu: EmulatedGpu,
+    wide_checkpoints: Checkpoints,
+    name: str,
+    quantization: DeviceQuantization,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By their codes and unpacked, in pieces, and the same within rounding."""
+    true = expected(wide_checkpoints, name)
+    by_codes = run_in_pieces(
+        bench(gpu, loaded(wide_checkpoints, name, torch.bfloat16), quantization=quantization)
+    )
+    assert error(by_codes, true) < BOUNDS[quantization]
+    monkeypatch.setattr(device_products, "MOST_BY_CODES", 8)
+    monkeypatch.setattr(device_products, "SCRATCH_ELEMENTS", 33 * 256)
+    unpacked = run_in_pieces(
+        bench(gpu, loaded(wide_checkpoints, name, torch.bfloat16), quantization=quantization)
+    )
+    assert 0 < error(unpacked, by_codes) < 0.02
+
+
+@pytest.mark.parametrize("quantization", BOUNDS)
+def test_weights_of_few_bits_take_less_memory(
+    gpu: EmulatedGpu, wide_checkpoints: Checkpoints, quantization: DeviceQuantization
+) -> None:
+    plain, few = (
+        bench(gpu, loaded(wide_checkpoints, "llama-biased", torch.bfloat16), quantization=each).decoder
+        for each in ("none", quantization)
+    )
+    layers = plain.num_bytes - 2 * 160 * 256 * 2  # of the embedding and the head
+    assert few.num_bytes < plain.num_bytes - layers * (0.35 if quantization != "int4" else 0.4)

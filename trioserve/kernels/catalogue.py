@@ -12,6 +12,7 @@ from trioserve.kernels import (
     rope_store_kv,
     sampling_gpu,
     store_kv,
+    unpack_weight,
 )
 from trioserve.kernels.source import Kernel
 
@@ -25,6 +26,7 @@ _MODULES = (
     paged_attention_gpu,
     sampling_gpu,
     quantized_linear,
+    unpack_weight,
 )
 
 
