@@ -6,6 +6,7 @@ from trioserve.kernels import (
     activation,
     copy_blocks,
     invariant_linear,
+    layer_norm,
     paged_attention_gpu,
     quantized_linear,
     rms_norm,
@@ -19,6 +20,7 @@ from trioserve.kernels.source import Kernel
 
 _MODULES = (
     rms_norm,
+    layer_norm,
     activation,
     rope,
     store_kv,

@@ -10,36 +10,49 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from trioserve.errors import KernelError
 from trioserve.kernels.device import Device
 from trioserve.kernels.paged_attention_gpu import HEAD_DIMS
 from trioserve.kernels.rope_store_kv import can_turn
 from trioserve.model.batch import DeviceBatch, DeviceCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.decoder import Decoder
+from trioserve.model.device_layer import Left
 from trioserve.model.device_maker import Maker
-from trioserve.model.device_quantization import DeviceQuantization, quantization_obstacle
+from trioserve.model.device_quantization import SLABS, DeviceQuantization, depths_of
 from trioserve.model.progress import Progress, unseen
 
 FP8: Final = torch.float8_e4m3fn
+_INVARIANT_STEP: Final = 8
+"""What ``invariant_linear_gpu`` takes along the depth at once."""
 
 
-def device_obstacle(config: DecoderConfig, dtype: torch.dtype) -> str | None:
-    """Why such a decoder cannot be run on a GPU; None where it can."""
+def device_obstacle(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    *,
+    quantization: DeviceQuantization = "none",
+    batch_invariant: bool = False,
+) -> str | None:
+    """Why such a decoder, or a rank's part of it, cannot be run on a GPU in such a way; None where it can."""
     if dtype not in (torch.bfloat16, torch.float16):
         return f"weights are {str(dtype).removeprefix('torch.')}, neither bfloat16 nor float16"
     if config.head_dim not in HEAD_DIMS:
         return f"head_dim {config.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}"
     if config.qk_norm and config.norm.kind != "rms":
         return "heads are normalised by layer norms"
-    if config.is_parallel and (config.norm.after_attention or config.norm.after_mlp):
-        return "what attention and MLP add side by side is normalised before"
+    if config.norm.after_attention or config.norm.after_mlp:
+        if config.norm.kind != "rms":
+            return "what attention and MLP add is normalised by layer norms"
+        if config.is_parallel:
+            return "what attention and MLP add side by side is normalised before"
     for layer in range(config.num_hidden_layers):
         rope = config.rope_of(layer)
         num_pairs = 0 if rope is None else rope.num_pairs(config.head_dim)
         if not can_turn(config.head_dim, num_pairs):
             return f"{num_pairs} pairs of head_dim {config.head_dim} are rotated, no multiple of a vector"
-    return None
+    step = max(SLABS[quantization], _INVARIANT_STEP if batch_invariant else 1)
+    uneven = [depth for depth in depths_of(config) if depth % step]
+    return f"the depth of a matrix is {uneven[0]}, no multiple of {step}" if uneven else None
 
 
 class DeviceDecoder:
@@ -62,15 +75,12 @@ class DeviceDecoder:
             quantization: What the weights of a plain checkpoint are brought to.
             progress: Told of what is carried, in bytes.
         Raises:
-            KernelError: There is no product that does not depend on the batch.
             torch.OutOfMemoryError: The device has not enough memory.
             RuntimeError: The host has none to pin.
         """
         config = model.part.shape(model.config)
-        why = device_obstacle(config, model.dtype) or quantization_obstacle(config, quantization)
+        why = device_obstacle(config, model.dtype, quantization=quantization, batch_invariant=batch_invariant)
         assert why is None, why
-        if batch_invariant:
-            raise KernelError("batch_invariant cannot be obeyed: there is no such product yet; leave it out")
         self._dtype = model.dtype
         self._config = config
         self._part = model.part
@@ -110,13 +120,12 @@ class DeviceDecoder:
     def __call__(self, batch: DeviceBatch, caches: list[DeviceCache]) -> Tensor:
         """Start a step: write its KV, return the hidden states of the rows that sample, [num_samples, hidden_size]."""
         residual = self._embedded(batch.token_ids)
-        x: Tensor | None = None
+        left: Left | None = None
         for layer, cache in zip(self._layers, caches, strict=True):
-            x = layer.run(x, residual, batch, cache)
-        assert x is not None, "a decoder has at least one layer"
+            left = layer.run(left, residual, batch, cache)
+        assert left is not None, "a decoder has at least one layer"
         rows = batch.sample_rows
-        x, residual = x.index_select(0, rows), residual.index_select(0, rows)
-        return self._norm.add(x, residual, self._config.scales.residual)
+        return left.rows(rows).enter(self._norm, residual.index_select(0, rows))
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """[num_samples, hidden_size] -> [num_samples, vocab_size], in the model's type."""

@@ -1,6 +1,6 @@
 """A layer of the decoder on a GPU, of the parts that ``device_maker`` gives it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,8 +8,9 @@ from torch.nn.functional import layer_norm
 
 from trioserve.kernels.activation import activation_mul_gpu
 from trioserve.kernels.gpu import Gpu
+from trioserve.kernels.layer_norm import add_layer_norm_gpu
 from trioserve.kernels.paged_attention_gpu import paged_attention_gpu
-from trioserve.kernels.rms_norm import add_rms_norm_gpu, rms_norm_gpu
+from trioserve.kernels.rms_norm import add_normed_gpu, add_rms_norm_gpu, rms_norm_gpu
 from trioserve.kernels.rope_store_kv import rope_store_kv_gpu
 from trioserve.model.batch import DeviceBatch, DeviceCache
 from trioserve.model.config import DecoderConfig
@@ -19,7 +20,7 @@ from trioserve.model.ranks import Sums
 
 @dataclass(frozen=True, slots=True)
 class DeviceNorm:
-    """A norm of rows or of heads, by ``rms_norm.cu``; layer norms by torch."""
+    """A norm of rows or of heads."""
 
     gpu: Gpu
     weight: Tensor
@@ -36,9 +37,44 @@ class DeviceNorm:
     def add(self, x: Tensor, residual: Tensor, x_scale: float) -> Tensor:
         """Norm of ``residual``, once ``x_scale * x`` is added to it in place."""
         if not self.is_rms:
-            return self(residual.add_(x, alpha=x_scale))
+            return add_layer_norm_gpu(
+                self.gpu, x, residual, self.weight, self.bias, eps=self.eps, x_scale=x_scale
+            )
         return add_rms_norm_gpu(
             self.gpu, x, residual, self.weight, eps=self.eps, offset=self.offset, x_scale=x_scale
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What attention or MLP leaves to be added to the residual, where the next norm is: one pass for all of it."""
+
+    x: Tensor
+    """[num_tokens, hidden_size]"""
+    norm: DeviceNorm | None
+    """Of ``x``, before it is added."""
+    scale: float
+    """Of that."""
+
+    def rows(self, rows: Tensor) -> "Left":
+        """The same of some tokens."""
+        return replace(self, x=self.x.index_select(0, rows))
+
+    def enter(self, norm: DeviceNorm | None, residual: Tensor) -> Tensor:
+        """``residual``, once this is added to it in place, as ``norm`` leaves it."""
+        before = self.norm
+        if before is None:
+            return (
+                residual.add_(self.x, alpha=self.scale)
+                if norm is None
+                else norm.add(self.x, residual, self.scale)
+            )
+        return add_normed_gpu(
+            before.gpu,
+            *(self.x, residual, before.weight, None if norm is None else norm.weight),
+            eps=before.eps,
+            offset=before.offset,
+            x_scale=self.scale,
         )
 
 
@@ -66,24 +102,23 @@ class DeviceLayer:
     sums: Sums | None
     """Of what attention and MLP add side by side: once for both, and not in ``o_proj`` and ``down_proj``."""
 
-    def run(self, x: Tensor | None, residual: Tensor, batch: DeviceBatch, cache: DeviceCache) -> Tensor:
-        """What is still to be added to ``residual``, scaled, as ``DecoderLayer`` says."""
-        normed = self._entering(self.before_attention, x, residual)
-        attended = self._left(self.after_attention, self._attention(normed, batch, cache))
+    def run(self, left: Left | None, residual: Tensor, batch: DeviceBatch, cache: DeviceCache) -> Left:
+        """What is still to be added to ``residual``, which this layer updates in place.
+
+        Args:
+            left: By the layer before; None for the first.
+        """
+        scale, norm = self.config.scales.residual, self.before_attention
+        if left is not None:
+            normed = left.enter(norm, residual)
+        else:
+            normed = residual if norm is None else norm(residual)
+        attended = self._attention(normed, batch, cache)
         if self.config.is_parallel:
             both = attended.add_(self._mlp(normed))
-            return both if self.sums is None else self.sums.sum(both)
-        entering = self._entering(self.before_mlp, attended, residual)
-        return self._left(self.after_mlp, self._mlp(entering))
-
-    def _entering(self, norm: DeviceNorm | None, x: Tensor | None, residual: Tensor) -> Tensor:
-        """The residual, once ``x`` is added to it, as attention or MLP reads it."""
-        if norm is not None:
-            return norm(residual) if x is None else norm.add(x, residual, self.config.scales.residual)
-        return residual if x is None else residual.add_(x, alpha=self.config.scales.residual)
-
-    def _left(self, norm: DeviceNorm | None, x: Tensor) -> Tensor:
-        return x if norm is None else norm(x)
+            return Left(both if self.sums is None else self.sums.sum(both), None, scale)
+        entering = Left(attended, self.after_attention, scale).enter(self.before_mlp, residual)
+        return Left(self._mlp(entering), self.after_mlp, scale)
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.down_proj(activation_mul_gpu(self.gpu, self.gate_up_proj(x), self.config.activation))

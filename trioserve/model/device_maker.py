@@ -1,6 +1,6 @@
 """How the parts of a decoder come to be on a GPU, those of the host being freed on the way."""
 
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from trioserve.kernels.device import Device
 from trioserve.model.decoder import Decoder, DecoderLayer
 from trioserve.model.device_layer import DeviceLayer, DeviceNorm
-from trioserve.model.device_products import Dense, Product, Quantized, Summed, scratch_for
+from trioserve.model.device_products import Dense, Invariant, Product, Quantized, Summed, scratch_for
 from trioserve.model.device_quantization import DeviceQuantization, head_form, layer_forms, quantized
 from trioserve.model.device_weights import Carrier, carried_bytes
 from trioserve.model.layers import Linear, Norm
@@ -86,7 +86,7 @@ class Maker:
         weight = self._matrix(model.lm_head)
         head = self._multiplied(weight, form, None)
         if model.config.tie_word_embeddings:
-            self._num_bytes += 0 if isinstance(head, Dense) else weight.nbytes
+            self._num_bytes += weight.nbytes if isinstance(head, Quantized) else 0
             return head, weight
         embed_tokens = model.model.embed_tokens
         embeddings = self._carrier.matrix([embed_tokens.weight.data], model.dtype)
@@ -113,10 +113,12 @@ class Maker:
 
     def _multiplied(self, weight: Tensor, form: str, bias: Tensor | None) -> Product:
         """A product with ``weight``, in codes unless its form is that of the model."""
-        product: Product = Dense(weight, bias)
+        gpu, product = self._device.gpu, cast("Product", Dense(weight, bias))
         if form != "bf16":
             packed = quantized(weight, form, self._model.dtype)
-            product = Quantized(self._device.gpu, packed, bias, self._scratch_memory(), self._is_invariant)
+            product = Quantized(gpu, packed, bias, self._scratch_memory(), self._is_invariant)
+        elif self._is_invariant:
+            product = Invariant(gpu, weight, bias)
         self._num_bytes += product.num_bytes - (0 if bias is None else bias.nbytes)
         return product
 

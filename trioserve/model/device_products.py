@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from trioserve.kernels.gpu import Gpu
+from trioserve.kernels.invariant_linear import invariant_linear_gpu
 from trioserve.kernels.quantized_linear import MOST_TOKENS, PackedWeight, quantized_linear_gpu
 from trioserve.kernels.unpack_weight import unpack_weight_gpu
 from trioserve.model.device_quantization import TILE
@@ -50,6 +51,24 @@ class Dense:
 
     def __call__(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """By ``linear.cu``: a token's result is the same to the bit in any batch, which cuBLAS does not promise."""
+
+    gpu: Gpu
+    weight: Tensor
+    """[out_size, in_size]"""
+    bias: Tensor | None
+
+    @property
+    def num_bytes(self) -> int:
+        """As ``Product`` says."""
+        return self.weight.nbytes + _bytes_of(self.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return invariant_linear_gpu(self.gpu, x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)

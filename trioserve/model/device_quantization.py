@@ -25,20 +25,15 @@ GROUP_SIZE: Final = 32
 """Weights of int4 that have one scale, as on a CPU."""
 TILE: Final = 16
 """Rows of a matrix that its packed form keeps together."""
-_SLABS: Final[Mapping[str, int]] = {"none": 1, "int8": 32, "fp8": 32, "int4": 64}
+SLABS: Final[Mapping[DeviceQuantization, int]] = {"none": 1, "int8": 32, "fp8": 32, "int4": 64}
+"""What the depth of a matrix must be a multiple of; else every activation would have to be padded."""
 _AT_ONCE: Final = 1 << 24
 """Weights that are quantized together: float32 of some copies of them is all the memory that it takes."""
 
 
-def quantization_obstacle(config: DecoderConfig, quantization: str) -> str | None:
-    """Why the weights of such a decoder, or of a rank's part of it, cannot be brought to few bits; None where they can.
-
-    A depth that is no multiple of what the kernels take together would have to be padded in every activation.
-    """
-    depths = (config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
-    slab = _SLABS[quantization]
-    uneven = [depth for depth in depths if depth % slab]
-    return f"the depth of a matrix is {uneven[0]}, no multiple of {slab}" if uneven else None
+def depths_of(config: DecoderConfig) -> tuple[int, int, int]:
+    """Of the matrices of a decoder, or of a rank's part of it."""
+    return config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size
 
 
 def layer_forms(quantization: DeviceQuantization, layer: int, num_layers: int) -> Mapping[str, str]:
