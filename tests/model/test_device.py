@@ -125,8 +125,20 @@ def test_a_cache_of_codes_errs_a_little_more(
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama-biased", "qwen3-tied", "gemma2", "cohere", "stablelm-parallel"])
-def test_two_ranks_compute_what_one_does(gpu: EmulatedGpu, wide_checkpoints: Checkpoints, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "quantization"),
+    [
+        ("llama-biased", "none"),
+        ("llama-biased", "int8"),
+        ("qwen3-tied", "none"),
+        ("gemma2", "none"),
+        ("cohere", "none"),
+        ("stablelm-parallel", "none"),
+    ],
+)
+def test_two_ranks_compute_what_one_does(
+    gpu: EmulatedGpu, wide_checkpoints: Checkpoints, name: str, quantization: DeviceQuantization
+) -> None:
     """With biases that count once, a KV head that both have, sums of attention and MLP together."""
     folder = wide_checkpoints.folder(name, dtype=torch.bfloat16)
 
@@ -134,7 +146,7 @@ def test_two_ranks_compute_what_one_does(gpu: EmulatedGpu, wide_checkpoints: Che
         part = Part(ranks.tp_rank, ranks.tp_size, ranks)
         model = Decoder(read_config(folder), torch.bfloat16, num_positions=256, part=part)
         load_weights(model, folder, may_borrow=True)
-        return run_in_pieces(bench(gpu, model))
+        return run_in_pieces(bench(gpu, model, quantization=quantization))
 
     found = assert_alike(gloo_ranks(2, run))
     assert error(found, expected(wide_checkpoints, name)) < TOLERANCE[torch.bfloat16]
@@ -228,6 +240,42 @@ def test_only_rows_that_sample_have_logits_and_there_may_be_none(
         hidden = one.decoder(sampling, one.caches)
         assert hidden.shape == (len(rows), 256)
         assert error(one.decoder.compute_logits(hidden).float(), whole[rows]) < 0.01 or not rows
+
+
+def test_behind_the_last_attention_only_rows_that_sample_are_computed(
+    gpu: EmulatedGpu, wide_checkpoints: Checkpoints
+) -> None:
+    one = bench(gpu, loaded(wide_checkpoints, "llama-biased", torch.bfloat16))
+    batch = replace(one.batch(Piece(TEXT, 0, 41, BLOCKS)), sample_rows=torch.tensor([40]))
+    gpu.launched.clear()
+    one.decoder(batch, one.caches)
+    grids = [grid for kernel, grid in gpu.launched if kernel.base == "activation_mul"]
+    assert [grid[0] for grid in grids] == [41, 1]
+
+
+LAUNCHES: Final = {
+    "llama-biased": 5,
+    "granite": 5,
+    "gemma3": 5,
+    "glm4": 5,
+    "stablelm": 5,
+    "cohere": 4,
+    "olmo2": 7,
+}
+"""Of kernels in a layer's decode, products by torch and sums of attention and MLP aside."""
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_layer_launches_as_few_kernels_as_the_docs_say(
+    gpu: EmulatedGpu, wide_checkpoints: Checkpoints, name: str
+) -> None:
+    one = bench(gpu, loaded(wide_checkpoints, name, torch.bfloat16))
+    one.run(Piece(TEXT, 0, 20, BLOCKS))
+    gpu.launched.clear()
+    one.run(Piece(TEXT, 20, 21, BLOCKS))
+    kernels = [kernel.base for kernel, _ in gpu.launched]
+    rotations = [at for at, base in enumerate(kernels) if base == "rope_store_kv"]
+    assert rotations[1] - rotations[0] == LAUNCHES[name]
 
 
 @pytest.mark.parametrize("name", ["gemma3", "stablelm-parallel"])

@@ -122,10 +122,10 @@ class DeviceDecoder:
         residual = self._embedded(batch.token_ids)
         left: Left | None = None
         for layer, cache in zip(self._layers, caches, strict=True):
-            left = layer.run(left, residual, batch, cache)
+            rows = batch.sample_rows if layer is self._layers[-1] else None
+            left, residual = layer.run(left, residual, batch, cache, rows)
         assert left is not None, "a decoder has at least one layer"
-        rows = batch.sample_rows
-        return left.rows(rows).enter(self._norm, residual.index_select(0, rows))
+        return left.enter(self._norm, residual)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """[num_samples, hidden_size] -> [num_samples, vocab_size], in the model's type."""

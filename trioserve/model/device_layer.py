@@ -1,6 +1,6 @@
 """A layer of the decoder on a GPU, of the parts that ``device_maker`` gives it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from trioserve.kernels.rms_norm import add_normed_gpu, add_rms_norm_gpu, rms_nor
 from trioserve.kernels.rope_store_kv import rope_store_kv_gpu
 from trioserve.model.batch import DeviceBatch, DeviceCache
 from trioserve.model.config import DecoderConfig
-from trioserve.model.device_products import Product
+from trioserve.model.device_products import Product, summed
 from trioserve.model.ranks import Sums
 
 
@@ -55,10 +55,6 @@ class Left:
     """Of ``x``, before it is added."""
     scale: float
     """Of that."""
-
-    def rows(self, rows: Tensor) -> "Left":
-        """The same of some tokens."""
-        return replace(self, x=self.x.index_select(0, rows))
 
     def enter(self, norm: DeviceNorm | None, residual: Tensor) -> Tensor:
         """``residual``, once this is added to it in place, as ``norm`` leaves it."""
@@ -102,28 +98,40 @@ class DeviceLayer:
     sums: Sums | None
     """Of what attention and MLP add side by side: once for both, and not in ``o_proj`` and ``down_proj``."""
 
-    def run(self, left: Left | None, residual: Tensor, batch: DeviceBatch, cache: DeviceCache) -> Left:
-        """What is still to be added to ``residual``, which this layer updates in place.
+    def run(
+        self,
+        left: Left | None,
+        residual: Tensor,
+        batch: DeviceBatch,
+        cache: DeviceCache,
+        rows: Tensor | None = None,
+    ) -> tuple[Left, Tensor]:
+        """What is still to be added to the residual, and the residual, which is updated in place.
 
         Args:
             left: By the layer before; None for the first.
+            rows: Of the tokens that are wanted, [num_rows] int64: behind attention the others are left out. None: all.
         """
         scale, norm = self.config.scales.residual, self.before_attention
         if left is not None:
             normed = left.enter(norm, residual)
         else:
             normed = residual if norm is None else norm(residual)
-        attended = self._attention(normed, batch, cache)
+        seen = self._attention(normed, batch, cache)
+        if rows is not None:
+            seen, residual = seen.index_select(0, rows), residual.index_select(0, rows)
+        attended = self.o_proj(seen)
         if self.config.is_parallel:
-            both = attended.add_(self._mlp(normed))
-            return Left(both if self.sums is None else self.sums.sum(both), None, scale)
+            both = attended.add_(self._mlp(normed if rows is None else normed.index_select(0, rows)))
+            return Left(both if self.sums is None else summed(both, self.sums), None, scale), residual
         entering = Left(attended, self.after_attention, scale).enter(self.before_mlp, residual)
-        return Left(self._mlp(entering), self.after_mlp, scale)
+        return Left(self._mlp(entering), self.after_mlp, scale), residual
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.down_proj(activation_mul_gpu(self.gpu, self.gate_up_proj(x), self.config.activation))
 
     def _attention(self, x: Tensor, batch: DeviceBatch, cache: DeviceCache) -> Tensor:
+        """[num_tokens, hidden_size] -> [num_tokens, num_heads * head_dim]"""
         config = self.config
         num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
         heads = self.qkv_proj(x).view(len(x), -1, config.head_dim)
@@ -152,4 +160,4 @@ class DeviceLayer:
             soft_cap=config.scales.attention_bound or 0.0,
             sliding_window=self.sliding_window,
         )
-        return self.o_proj(seen.flatten(1))
+        return seen.flatten(1)

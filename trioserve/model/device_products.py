@@ -137,7 +137,12 @@ class Summed:
         return self.product.num_bytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.sums.sum(self.product(x))
+        return summed(self.product(x), self.sums)
+
+
+def summed(x: Tensor, sums: Sums) -> Tensor:
+    """``sums.sum``, which need not take place where there are no rows."""
+    return sums.sum(x) if len(x) else x
 
 
 def scratch_for(largest: int, deepest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
