@@ -1,5 +1,6 @@
 """A GPU that is the emulator: what launch functions start runs here, on tensors of the CPU."""
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Final, Self
@@ -13,6 +14,8 @@ SMALLEST_SHARED_BYTES: Final = 99 << 10
 """What a block may have on sm_86, sm_89 and sm_120, the least of all that kernels are made for."""
 SHARED_BYTES: Final = {"sm_80": SMALLEST_SHARED_BYTES, "sm_90a": 227 << 10}
 """Of the architectures that are emulated; what runs on sm_80 is to run on all."""
+_ONE_AT_A_TIME: Final = threading.Lock()
+"""A library has one machine, whose threads are fibers of whoever launches; ranks may be threads of one process."""
 
 
 class EmulatedGpu:
@@ -56,9 +59,10 @@ class EmulatedGpu:
         self.launched.append((kernel, grid))
         if 0 in grid:
             return
-        library.launch(
-            kernel.name, *arguments, grid=grid, block=block, shared_bytes=shared_bytes, order=self.order
-        )
+        with _ONE_AT_A_TIME:
+            library.launch(
+                kernel.name, *arguments, grid=grid, block=block, shared_bytes=shared_bytes, order=self.order
+            )
 
 
 def emulated(

@@ -11,9 +11,17 @@ from trioserve.kernels.attention_plan import AttentionPlan
 from trioserve.kernels.catalogue import kernels
 from trioserve.kernels.copy_blocks import copy_blocks_gpu, copy_blocks_ref
 from trioserve.kernels.invariant_linear import invariant_linear_gpu, invariant_linear_ref
+from trioserve.kernels.layer_norm import add_layer_norm_gpu, add_layer_norm_ref
 from trioserve.kernels.paged_attention_gpu import paged_attention_gpu, paged_attention_gpu_ref
 from trioserve.kernels.quantized_linear import PackedWeight
-from trioserve.kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
+from trioserve.kernels.rms_norm import (
+    add_normed_gpu,
+    add_normed_ref,
+    add_rms_norm,
+    add_rms_norm_ref,
+    rms_norm,
+    rms_norm_ref,
+)
 from trioserve.kernels.rope import apply_rope
 from trioserve.kernels.rope_store_kv import rope_store_kv_gpu, rope_store_kv_ref
 from trioserve.kernels.sampling_gpu import Edited, RowTables, SlotTables
@@ -24,6 +32,8 @@ Faces = tuple[Callable[..., object], ...]
 FACES: dict[str, Faces] = {
     "rms_norm": (rms_norm, rms_norm_ref),
     "add_rms_norm": (add_rms_norm, add_rms_norm_ref),
+    "add_normed": (add_normed_gpu, add_normed_ref),
+    "add_layer_norm": (add_layer_norm_gpu, add_layer_norm_ref),
     "activation_mul": (activation_mul, activation_mul_ref),
     "apply_rope": (apply_rope,),
     "store_kv": (store_kv, store_kv_ref),
