@@ -86,7 +86,7 @@ def test_an_alias_works_alike_as_flag_variable_and_key(alias: str, monkeypatch: 
         ("--max_modle_len=4", "did you mean --max-model-len"),
         ("-port 4", "-port is not a flag: did you mean --port"),
         ("--port", "--port: expected one argument: see trioserve serve --help"),
-        ("--quantization awq", "^quantization = 'awq': weights are quantized at load, to int8 or int4; "),
+        ("--quantization awq", "^quantization = 'awq': weights are quantized at load, to int8 or int4, "),
         ("-q awq", "^quantization = 'awq': weights"),
         ("--trust-remote-code", "--trust-remote-code = 'true' is not obeyed: no code but"),
         ("--no-disable-log-requests", "'false' is not obeyed: prompts and answers are never logged"),
