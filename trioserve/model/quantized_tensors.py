@@ -166,15 +166,15 @@ class Stored:
         return torch.arange(columns.start, columns.end) // size
 
     def _cut(self, name: str, packing: Packing | None, rows: Span, columns: Span) -> Tensor:
-        """Some rows and columns of a tensor that lies as the codes do."""
-        stored = self.tensors[name]
-        spans = [columns, rows] if self.storage.is_transposed else [rows, columns]
-        for dim, span in enumerate(spans):
-            if packing is None or dim != packing.dim:
-                stored = stored.narrow(dim, span.start, span.length)
-        if packing is not None:
-            stored = _unpacked(stored, packing, spans[packing.dim])
-        return (stored.T if self.storage.is_transposed else stored).contiguous()
+        """Some rows and columns of a tensor that lies as the codes do, contiguous."""
+        stored, is_transposed = self.tensors[name], self.storage.is_transposed
+        if is_transposed:
+            stored = stored.T
+        if packing is None:
+            return stored[rows.start : rows.end, columns.start : columns.end].contiguous()
+        if (packing.dim == 0) != is_transposed:
+            return _below(stored[:, columns.start : columns.end], packing, rows)
+        return _beside(stored[rows.start : rows.end], packing, columns)
 
 
 def _packed(shape: list[int], packing: Packing | None) -> list[int]:
@@ -183,20 +183,34 @@ def _packed(shape: list[int], packing: Packing | None) -> list[int]:
     return [-(-size // packing.per_word) if dim == packing.dim else size for dim, size in enumerate(shape)]
 
 
-def _unpacked(words: Tensor, packing: Packing, span: Span) -> Tensor:
-    """Codes of two-dimensional ``words``, uint8; ``span`` says which of them, along the dimension that is packed."""
-    per_word, dim = packing.per_word, packing.dim
-    first, end = span.start // per_word, -(-span.end // per_word)
-    words = words.narrow(dim, first, end - first)
-    if packing.less:
-        # of whole words, as that which was taken away: a zero point of 0 has borrowed from its neighbour
-        words = words + sum(packing.less << place for place in range(0, 32, packing.bits))
-    # a copy, for a dimension of one word may have any stride, and bytes have to follow each other
-    words = words.clone(memory_format=torch.contiguous_format)
-    codes = words.view(torch.uint8).view(*words.shape, 4)
+def _below(words: Tensor, packing: Packing, rows: Span) -> Tensor:
+    """Codes, uint8, of words that have neighbours of one column; ``rows`` are of codes."""
+    first, per_word = rows.start // packing.per_word, packing.per_word
+    words = _bared(words[first : -(-rows.end // per_word)], packing)
+    codes = torch.empty(len(words), per_word, words.shape[1], dtype=torch.uint8)
+    for place, neighbour in enumerate(packing.places or range(per_word)):
+        codes[:, neighbour] = words >> packing.bits * place & (1 << packing.bits) - 1
+    start = rows.start - first * per_word
+    return codes.flatten(0, 1)[start : start + rows.length]
+
+
+def _beside(words: Tensor, packing: Packing, columns: Span) -> Tensor:
+    """The same of neighbours of one row, which are in order, so that the bytes of a row are too."""
+    assert not packing.places, "neighbours of one row are in order"
+    first, per_word = columns.start // packing.per_word, packing.per_word
+    codes = _bared(words[:, first : -(-columns.end // per_word)], packing).view(torch.uint8)
     if packing.bits == 4:
-        codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(2)
-    if packing.places:
-        codes = codes[..., [packing.places.index(neighbour) for neighbour in range(per_word)]]
-    codes = codes.transpose(1, 2).flatten(0, 1) if dim == 0 else codes.flatten(1)
-    return codes.narrow(dim, span.start - first * per_word, span.length)
+        halves = torch.empty(*codes.shape, 2, dtype=torch.uint8)
+        halves[..., 0], halves[..., 1] = codes & 15, codes >> 4
+        codes = halves.flatten(1)
+    start = columns.start - first * per_word
+    return codes[:, start : start + columns.length].contiguous()
+
+
+def _bared(words: Tensor, packing: Packing) -> Tensor:
+    """A copy that follows itself in memory, with what was taken from each code. That is added to whole words, as it was
+    taken: where a zero point was 0 it was borrowed from the neighbour."""
+    words = words.clone(memory_format=torch.contiguous_format)
+    if packing.less:
+        words += sum(packing.less << place for place in range(0, 32, packing.bits))
+    return words

@@ -6,6 +6,7 @@ GPU, ``native`` those for the decoder on a CPU, where they fit what these have.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal, NamedTuple
 
 import torch
@@ -106,8 +107,9 @@ class QuantizedWeight:
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix [out_size, in_size]: what the codes stand for, rounded once."""
-        return torch.cat([piece.dense(dtype) for piece in self._pieces])
+        return _joined([piece.dense(dtype) for piece in self._pieces])
 
+    @cached_property
     def _grid(self) -> Grid | None:
         """That of all rows; None where the pieces are of several kinds, or have their columns in other groups."""
         if self._storage is None:
@@ -122,7 +124,7 @@ class QuantizedWeight:
         )
 
     def _codes(self) -> Tensor:
-        return torch.cat([piece.codes() for piece in self._pieces])
+        return _joined([piece.codes() for piece in self._pieces])
 
     @property
     def _storage(self) -> Storage | None:
@@ -138,7 +140,7 @@ class QuantizedWeight:
         int4 where each 32 columns, in their order, have one scale; int8 where a row has one and its zero point is the
         middle.
         """
-        grid, storage = self._grid(), self._storage
+        grid, storage = self._grid, self._storage
         if grid is None or grid.groups is not None or grid.zeros is None or storage is None:
             return None
         if storage.bits == 4:
@@ -153,7 +155,7 @@ class QuantizedWeight:
         int8 has scales of float32. int4 has scales and least numbers of bfloat16, so that a weight is off by 1/256 of
         itself and of scale * zero point at most, and not at all where scales are bfloat16 and zero points 8.
         """
-        grid = self._grid()
+        grid = self._grid
         assert grid is not None and grid.zeros is not None, "such codes are not kept"
         if self.native_format == "int8":
             return NativeCodes(self._codes(), grid.scales[:, 0].float().contiguous())
@@ -171,7 +173,7 @@ class QuantizedWeight:
 
         Groups of columns lie scattered where a checkpoint was made in the order of activations (``desc_act``).
         """
-        grid = self._grid()
+        grid = self._grid
         return None if grid is None or grid.groups is None else grid.groups.argsort(stable=True)
 
     def packed(self, dtype: torch.dtype) -> PackedWeight | None:
@@ -183,7 +185,7 @@ class QuantizedWeight:
         Args:
             dtype: Of activations.
         """
-        grid, order, storage = self._grid(), self.columns, self._storage
+        grid, order, storage = self._grid, self.columns, self._storage
         if grid is None or storage is None:
             return None
         if grid.groups is not None and order is not None:
@@ -215,6 +217,10 @@ def _packed_nibbles(codes: Tensor, grid: Grid, dtype: torch.dtype) -> PackedWeig
     parts = size // _NATIVE_GROUP if size % _NIBBLE_SLAB else 1
     scales, zeros = (each.repeat_interleave(parts, dim=1) for each in (grid.scales, grid.zeros))
     return pack_nibbles(codes, scales, zeros, has_zero_points=True, dtype=dtype)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
