@@ -65,8 +65,9 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     """Which of ``trioserve.grammars`` enforces grammars; empty where no grammar will come."""
     max_cached_grammars: int = 256
     """Grammars to keep ready."""
-    quantization: str = "none"
-    """What the weights are brought to: "none", "int8" or "int4", or on a GPU "fp8"."""
+    quantization: str = "auto"
+    """What the weights are brought to: "none", "int8" or "int4", or on a GPU "fp8"; "auto" keeps what the checkpoint
+    has."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
     speculation: Speculation | None = None

@@ -12,10 +12,11 @@ from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Admission, LoadProgress, SlotWork, StepPlan, WorkerConfig, WorkerReady
 from trioserve.errors import ModelError
 from trioserve.kernels.attention import implementation
-from trioserve.model.config import read_config
+from trioserve.model.config import DecoderConfig, read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
-from trioserve.model.native import QUANTIZATIONS, Crew, Quantization, obstacle, refuse_quantization
+from trioserve.model.native import Crew, obstacle, refuse_quantization
+from trioserve.model.native_matrices import QUANTIZATIONS, Quantization
 from trioserve.model.parts import Part
 from trioserve.model.ranks import ALONE, GroupRanks, Ranks, join_gloo
 from trioserve.worker.following import FollowingRunner
@@ -59,7 +60,7 @@ def load_runner(
     folder = Path(config.model_path)
     shape = read_config(folder)
     Part(config.tp_rank, config.tp_size).refuse_uneven(shape)
-    dtype = resolve_dtype(folder, shape, config.dtype)
+    dtype = _dtype(folder, shape, config)
     quantization = _quantization(config)
     refuse_quantization(shape, dtype, quantization)
     why = obstacle(shape, dtype)
@@ -162,13 +163,20 @@ def _crew(config: WorkerConfig, cores: Cores) -> Crew:
     return Crew(num_threads, cores.cpus[:num_threads] if is_pinned else ())
 
 
+def _dtype(folder: Path, shape: DecoderConfig, config: WorkerConfig) -> torch.dtype:
+    """What is computed in. With auto a quantized checkpoint is in bfloat16: the float16 that most of them name is that
+    of the kernels they were made for, and here would be layers that need every matrix in 16 bits."""
+    if config.dtype == "auto" and shape.quantization is not None:
+        return torch.bfloat16
+    return resolve_dtype(folder, shape, config.dtype)
+
+
 def _quantization(config: WorkerConfig) -> Quantization:
-    for quantization in QUANTIZATIONS:
+    known: tuple[Quantization, ...] = ("auto", *QUANTIZATIONS)
+    for quantization in known:
         if quantization == config.quantization:
             return quantization
-    raise ModelError(
-        f"quantization {config.quantization} is not supported, only {', '.join(QUANTIZATIONS)} are"
-    )
+    raise ModelError(f"quantization {config.quantization} is not supported, only {', '.join(known)} are")
 
 
 def _refuse_unsupported(config: WorkerConfig) -> None:
