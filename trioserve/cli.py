@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -93,9 +94,16 @@ def _complaint(word: str) -> str:
 
 
 def _serve(settings: Settings) -> int:
+    _end_when_told()
     from trioserve.app import run_server  # the parser answers --help without loading the server
 
     return run_server(settings)
+
+
+def _end_when_told() -> None:
+    """Until the server takes the signals over, once it is imported, there is nothing to drain."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: os._exit(0))
 
 
 def _shown_settings(flags: dict[str, Any]) -> str:

@@ -271,3 +271,18 @@ async def test_the_metrics_port_serves_metrics_and_probes_only() -> None:
         assert (await house.ask("GET", "/ready")).status == 200
         for method, path in (("POST", CHAT), ("GET", "/server_info"), ("POST", "/tokenize")):
             assert (await house.ask(method, path, HI)).status == 404
+
+
+async def test_the_metrics_port_asks_for_the_same_keys() -> None:
+    async with open_house(api_key="sesame") as house:
+        house.app = create_app(house.services, routes=METRICS_ROUTES)
+        for path, status in (
+            ("/live", 200),
+            ("/ready", 200),
+            ("/health", 401),
+            ("/metrics", 401),
+            ("/no", 401),
+        ):
+            assert (await house.ask("GET", path)).status == status
+            known = await house.ask("GET", path, headers={"x-api-key": "sesame"})
+            assert known.status == (404 if path == "/no" else 200)

@@ -67,5 +67,5 @@ class FrameReader(Generic[T]):
     def _decode(self, body: bytes) -> T:
         try:
             return self._decoder.decode(body)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise WireError(f"a frame of {len(body)} bytes does not decode: {exc}") from exc
