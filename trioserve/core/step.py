@@ -89,10 +89,14 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):
-    """How far a rank has loaded its weights; any number of these before WorkerReady."""
+    """How far a rank has loaded its weights, or captured its graphs; any number of these before WorkerReady."""
 
     loaded_bytes: int
     total_bytes: int
+    num_graphs: int = 0
+    """Sizes of steps whose graphs are captured."""
+    total_graphs: int = 0
+    """0: weights are loaded, and there may be graphs later."""
 
 
 class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready"):
@@ -117,6 +121,13 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     """Sequences of a step beyond which guessing tokens cannot pay, as was measured; 0: it never does."""
     kv_cache_dtype: str = ""
     """What the KV cache holds, such as "bfloat16" or "int8"."""
+    device: str = "CPU"
+    """What the steps are computed on, such as "NVIDIA H100"."""
+    num_host_blocks: int = 0
+    """KV blocks that this rank can keep in host memory beside those of a GPU; the engine takes the least of all
+    ranks."""
+    num_graphs: int = 0
+    """Graphs that were captured for steps."""
 
 
 class Admission(Struct, frozen=True, array_like=True):
@@ -151,8 +162,9 @@ class SlotWork(Struct, frozen=True, array_like=True, gc=False):
     """Appended to the slot's block table before the step."""
 
 
-class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
-    """One step, the same bytes for every rank; carried out in the order released, admitted, work."""
+class StepPlan(Struct, frozen=True, array_like=True, omit_defaults=True, tag="plan"):
+    """One step, the same bytes for every rank; carried out in the order swapped out, swapped in, released, admitted,
+    work."""
 
     step_id: int
     """Counts up by one."""
@@ -163,6 +175,12 @@ class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
     num_drafts: int = 0
     """Tokens that the rank may guess and compute behind the known ones of each slot that decodes, as far as its blocks
     have room for these and one more. Those that turn out right are the sequence's, and so is the one behind them."""
+    swapped_out: list[tuple[int, int]] = []
+    """(block, host block): the block's keys and values are copied to the host before anything is written over them. No
+    host block is named twice."""
+    swapped_in: list[tuple[int, int]] = []
+    """(block, host block): the host's keys and values are copied to the block; it may be one whose own have just moved
+    out, and the host block one that they have moved to. No block is named twice."""
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):

@@ -113,8 +113,12 @@ class ProgressReport:
         share = progress.loaded_bytes / max(1, progress.total_bytes)
         self._lifecycle.loaded_share = share
         text = f"loading weights [{'#' * int(30 * share):30}] {share:4.0%} of {progress.total_bytes / 1e9:.2f} GB"
+        is_over = progress.loaded_bytes >= progress.total_bytes
+        if progress.total_graphs:
+            share = progress.num_graphs / progress.total_graphs
+            text = f"capturing graphs [{'#' * int(30 * share):30}] {progress.num_graphs} of {progress.total_graphs}"
+            is_over = progress.num_graphs == progress.total_graphs
         if self._terminal is not None:
-            is_over = progress.loaded_bytes >= progress.total_bytes
             self._terminal.write(_ERASE_LINE + ("" if is_over else text))
             self._terminal.flush()
         elif trio.current_time() >= self._next_line_at:
@@ -130,15 +134,17 @@ def _terminal(settings: Settings) -> TextIO | None:
 
 def _log_ready(ready: WorkerReady, model: ModelFolder, settings: Settings) -> None:
     logger.info(
-        "serving %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%s, %.0f MB), decoder %s, attention %s, "
-        "loaded in %.1f s (%s)",
+        "serving %s on %s: %s, weights %.0f MB, KV cache %d blocks of %d tokens (%s, %.0f MB)%s, decoder %s, "
+        "attention %s, loaded in %.1f s (%s)",
         model.name,
+        ready.device,
         ready.dtype,
         ready.weights_bytes / 1e6,
         ready.num_blocks,
         settings.block_size,
         ready.kv_cache_dtype,
         ready.kv_cache_bytes / 1e6,
+        f" and {ready.num_host_blocks} of the host" if ready.num_host_blocks else "",
         ready.decoder,
         ready.attention,
         sum(ready.phases_s.values()),

@@ -175,6 +175,7 @@ def _together(readies: list[WorkerReady]) -> WorkerReady:
         load_s=max(ready.load_s for ready in readies),
         kv_cache_bytes=sum(ready.kv_cache_bytes for ready in readies),
         weights_bytes=sum(ready.weights_bytes for ready in readies),
+        num_host_blocks=min(ready.num_host_blocks for ready in readies),
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import ClassVar
 
 import msgspec
 
@@ -15,12 +16,15 @@ from trioserve.settings import SECRET_VARIABLES, find_gpus
 class Rank:
     """A process ``python -m trioserve.worker`` and the stream socket to it."""
 
+    module: ClassVar = "trioserve.worker"
+    """What runs in it."""
+
     def __init__(self, config: WorkerConfig) -> None:
         """Start it; it loads what ``config`` names."""
         self.tp_rank = config.tp_rank
         env = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
         self._child: Child[FromWorker] = Child(
-            "trioserve.worker",
+            self.module,
             FromWorker,
             env=env,
             first_frame=encode_frame(config),

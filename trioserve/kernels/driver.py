@@ -66,6 +66,8 @@ class CudaGpu:
     ) -> None:
         """Start ``kernel`` on the current stream; an empty grid starts nothing.
 
+        A tensor may be the host's if it is pinned: its address is the same on the device.
+
         Raises:
             KernelError: It cannot be had, or the device refuses it.
             TypeError, OverflowError: The arguments are not those of the kernel.
@@ -84,7 +86,7 @@ class CudaGpu:
                 if dtype is not None:
                     raise TypeError(f"{_name(kernel, number)} is a tensor, not {given}")
                 values.append(given)
-            elif given.dtype == dtype and given.device == self._device:
+            elif given.dtype == dtype and (given.device == self._device or given.is_pinned()):
                 values.append(given.data_ptr())
             else:
                 self._refuse(kernel, number, given)

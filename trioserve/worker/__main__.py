@@ -11,14 +11,14 @@ def main() -> int:
     if len(sys.argv) != 2 or not sys.argv[1].isdecimal():
         print("usage: python -m trioserve.worker FD, where FD is an inherited socket", file=sys.stderr)
         return 2
-    from trioserve.worker.process import become_rank
+    from trioserve.worker.process import become_rank, leave
 
     become_rank()
     # torch takes a second to import: after the signals are in order, so that a rank never dies of an early one
     from trioserve.worker.loop import serve
 
     with socket.socket(fileno=int(sys.argv[1])) as sock:
-        return serve(sock, started)
+        return leave(serve(sock, started))
 
 
 if __name__ == "__main__":
