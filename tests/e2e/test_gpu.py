@@ -75,8 +75,7 @@ def test_an_answer_is_what_its_schema_says(servers: tuple[Server, Server]) -> No
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     form = {"type": "json_schema", "json_schema": {"name": "ok", "schema": schema, "strict": True}}
     on_gpu, on_cpu = servers
-    text, reason = answer(on_gpu, "Is the sky blue?", response_format=form, max_completion_tokens=40)
+    wishes = {"response_format": form, "max_completion_tokens": 60}
+    text, reason = answer(on_gpu, "Is the sky blue?", **wishes)
+    assert (text, reason) == answer(on_cpu, "Is the sky blue?", **wishes)
     assert reason == "stop"
-    assert (text, reason) == answer(
-        on_cpu, "Is the sky blue?", response_format=form, max_completion_tokens=40
-    )
