@@ -25,6 +25,8 @@ from trioserve.worker.machine import Cores, usable_cores
 from trioserve.worker.prices import measure_prices
 from trioserve.worker.runner import ModelRunner, StepRunner
 
+_NATIVE_ONLY: Final = ("int8", "int4", "fp8")
+"""Values of settings that torch's layers on a CPU cannot obey."""
 _PROGRESS_EVERY_S: Final = 0.1
 _WARM_UP_TOKENS: Final = 16
 _WARM_UP_SEQS: Final = 64
@@ -54,7 +56,7 @@ def load_runner(
     _refuse_unsupported(config)
     phases = Phases(started)
     phases.end("imports")
-    crew = _crew(config, usable_cores().share(config.tp_rank, config.tp_size))
+    crew = _crew(config, usable_cores().share(config.local_rank, config.num_local_ranks))
     torch.set_num_threads(crew.num_threads)
     folder = Path(config.model_path)
     shape = read_config(folder)
@@ -62,8 +64,9 @@ def load_runner(
     dtype = resolve_dtype(folder, shape, config.dtype)
     quantization = _quantization(config)
     refuse_quantization(shape, dtype, quantization)
+    is_native = obstacle(shape, dtype) is None and config.spread is None
     layout = cache_layout(config.kv_cache_dtype, shape, dtype)
-    ranks = _meet(config, is_native=obstacle(shape, dtype) is None)
+    ranks = _meet(config, is_native=is_native)
     sums = ranks if isinstance(ranks, GroupRanks) else None
     part = Part(ranks.tp_rank, ranks.tp_size, sums)
     model = Decoder(shape, dtype, config.max_model_len, part)
@@ -71,7 +74,7 @@ def load_runner(
     if config.load_format == "dummy":
         dummy_weights(model, config.seed, progress)
     else:
-        load_weights(model, folder, progress, may_borrow=obstacle(shape, dtype) is None)
+        load_weights(model, folder, progress, may_borrow=is_native)
     phases.end("weights mapped")
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
     exchange = ranks if isinstance(ranks, Exchange) else None
@@ -79,7 +82,7 @@ def load_runner(
     phases.end("packed")
     kv_cache = allocate_kv_cache(part.shape(shape), config, layout, ranks)
     runner = _runner(model, kv_cache, grammars or Grammars(config), ranks, config)
-    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=obstacle(shape, dtype) is not None)
+    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=not is_native)
     prices = (
         []
         if config.speculation is None
@@ -169,6 +172,14 @@ def _quantization(config: WorkerConfig) -> Quantization:
 def _refuse_unsupported(config: WorkerConfig) -> None:
     if config.device != "cpu":
         raise ModelError(f"device {config.device} is not supported, only cpu is")
+    if config.spread is None:
+        return
+    for name, value in (("quantization", config.quantization), ("kv_cache_dtype", config.kv_cache_dtype)):
+        if value in _NATIVE_ONLY:
+            raise ModelError(
+                f"{name} {value} needs the native decoder, whose ranks share one machine's memory, and these are on "
+                "several: leave it out"
+            )
 
 
 def _meet(config: WorkerConfig, *, is_native: bool) -> Ranks:
@@ -177,7 +188,7 @@ def _meet(config: WorkerConfig, *, is_native: bool) -> Ranks:
         return ALONE
     if is_native:
         return Exchange(config.meeting_fd, config.tp_rank, config.tp_size)
-    return join_gloo(config.meeting_fd, config.tp_rank, config.tp_size)
+    return join_gloo(config.meeting_fd, config.tp_rank, config.tp_size, config.meeting_address)
 
 
 def _warm_up(runner: StepRunner, config: WorkerConfig, num_blocks: int, *, makes_kernels: bool) -> None:

@@ -15,15 +15,19 @@ from trioserve.worker.grammars import Grammars, GrammarThread
 from trioserve.worker.load import Phases, load_runner
 
 
-def serve(sock: socket.socket, started: float) -> int:
+def serve(sock: socket.socket, started: float, model_path: str = "") -> int:
     """Run until the front closes the socket; returns the exit code.
 
     Whatever goes wrong is told to the front in the last frame; the traceback goes to stderr.
+
+    Args:
+        started: ``time.monotonic()`` when the process began.
+        model_path: Where the model is, if the front does not say.
     """
     channel = Channel(sock)
     try:
-        _run(channel, started)
-    except (BrokenPipeError, ConnectionResetError):
+        _run(channel, started, model_path)
+    except (BrokenPipeError, ConnectionResetError, TimeoutError):
         return 0  # the front is gone, and nobody is left to tell
     except RankLost as exc:
         print(f"a rank waits for its end, since another one is gone: {exc}", file=sys.stderr)
@@ -38,12 +42,13 @@ def serve(sock: socket.socket, started: float) -> int:
     return 0
 
 
-def _run(channel: Channel, started: float) -> None:
+def _run(channel: Channel, started: float, model_path: str) -> None:
     config = channel.receive()
     if config is None:
         return
     if not isinstance(config, WorkerConfig):
         raise WireError(f"the first frame is a {type(config).__name__}, not a WorkerConfig")
+    config = structs.replace(config, model_path=config.model_path or model_path)
     grammars = Grammars(config)
     with GrammarThread(grammars, channel.send) as thread:
         runner, ready = load_runner(config, channel.send, started, grammars, meanwhile=thread.start)
