@@ -8,8 +8,8 @@ ways, chosen at the start for all ranks together:
   have mapped, and every one adds up all parts in the order of ranks, in the model's type;
 * others by NCCL's all-reduce, whose order of additions depends on the size and on where in the tensor a number stands;
 * with ``batch_invariant``, all of them by collecting the parts and adding them up in the order of ranks, in float32.
-  No choice of NCCL's algorithms gives that: a ring begins each piece of the tensor at another rank. Each rank reads
-  every other's part whole, ``tp_size / 2`` times what an all-reduce moves.
+  NCCL's ring begins each piece of the tensor at another rank, and the order of its tree is its own affair. Each rank
+  reads every other's part whole, ``tp_size / 2`` times what an all-reduce moves.
 """
 
 import os
