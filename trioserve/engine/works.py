@@ -15,7 +15,7 @@ from trioserve.engine.lifecycle import Lifecycle
 from trioserve.executor.door import RankDoor
 from trioserve.executor.executor import Executor, close_ranks, run_ranks
 from trioserve.executor.joined import launch_spread_ranks
-from trioserve.executor.rank import Rank, launch_ranks, refuse_too_many
+from trioserve.executor.rank import Rank, launch_ranks, refuse_crowd
 from trioserve.grammars.registry import backend_named
 from trioserve.settings import Settings, SpeculativeConfig, split_rank_address
 
@@ -44,12 +44,13 @@ class Works:
         """Let the first set of ranks load; where some of them are on other machines, open the door to these.
 
         Raises:
-            SettingsError: There are more of them than CPUs, or the door's address cannot be used.
+            SettingsError: There are more of them here than GPUs, or than CPUs where these compute; or the door's
+                address cannot be used.
         """
         if self._settings.rank_listen is None:
             self._launched = launch_ranks(worker_config(self._settings, self._model))
         else:
-            refuse_too_many(self._settings.num_local_ranks, "local_ranks")
+            refuse_crowd(self._settings.num_local_ranks, "local_ranks", self._settings.device)
             self._door = open_door(self._settings, self._model)
 
     async def run(self) -> None:
@@ -129,6 +130,10 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
         speculation=_speculation(settings.speculative_config),
         kv_cache_dtype=settings.kv_cache_dtype,
         pin_threads=settings.pin_threads,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        swap_bytes=int(settings.swap_space * (1 << 30)),
+        enforce_eager=settings.enforce_eager,
+        batch_invariant=settings.batch_invariant,
     )
 
 

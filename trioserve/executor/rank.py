@@ -10,7 +10,7 @@ from trioserve.children import Child, FrameStream, SocketClosed
 from trioserve.core.frames import encode_frame
 from trioserve.core.step import FromWorker, WorkerConfig, WorkerError
 from trioserve.errors import ModelError, SettingsError, WorkerDied, WorkerFailed
-from trioserve.settings import SECRET_VARIABLES
+from trioserve.settings import SECRET_VARIABLES, find_gpus
 
 
 class Rank(Protocol):
@@ -114,9 +114,9 @@ def launch_ranks(config: WorkerConfig) -> list[LocalRank]:
     grammars need.
 
     Raises:
-        SettingsError: They are more than CPUs.
+        SettingsError: They are more than GPUs, or than CPUs where these compute.
     """
-    refuse_too_many(config.tp_size, "tensor_parallel_size")
+    refuse_crowd(config.tp_size, "tensor_parallel_size", config.device)
     if config.tp_size == 1:
         return [LocalRank(config)]
     meeting_fd = os.memfd_create("trioserve-ranks")
@@ -134,14 +134,18 @@ def config_of(config: WorkerConfig, tp_rank: int) -> WorkerConfig:
     return msgspec.structs.replace(config, tp_rank=tp_rank, tokenizer_path="", grammar_backend="")
 
 
-def refuse_too_many(num_ranks: int, setting: str) -> None:
-    """See to it that each of several ranks has a CPU.
+def refuse_crowd(num_ranks: int, setting: str, device: str) -> None:
+    """See to it that each of several ranks of this machine has something to compute on.
 
     Raises:
-        SettingsError: There are fewer; names the setting.
+        SettingsError: There are fewer CPUs or GPUs; names the setting.
     """
-    num_cpus = len(os.sched_getaffinity(0))
-    if 1 < num_ranks > num_cpus:
+    if device == "cuda":
+        there, needed, count = "GPU", "a GPU", find_gpus().count
+    else:
+        there, needed, count = "CPU", "a core", len(os.sched_getaffinity(0))
+    if 1 < num_ranks > count:
         raise SettingsError(
-            f"{setting} = {num_ranks}: each rank needs a core, and there are {num_cpus} CPUs; lower it"
+            f"{setting} = {num_ranks}: each rank needs {needed}, and there "
+            f"{'is' if count == 1 else 'are'} {count} {there}{'' if count == 1 else 's'}; lower it"
         )

@@ -64,9 +64,15 @@ def load_runner(
     dtype = resolve_dtype(folder, shape, config.dtype)
     quantization = _quantization(config)
     refuse_quantization(shape, dtype, quantization)
-    is_native = obstacle(shape, dtype) is None and config.spread is None
+    why = obstacle(shape, dtype)
+    if why is None and config.spread is not None:
+        why = "its ranks are on several machines"
+    if config.batch_invariant and why is not None:
+        raise ModelError(
+            f"batch_invariant cannot be obeyed: {why}; leave it out, or choose another model or dtype"
+        )
     layout = cache_layout(config.kv_cache_dtype, shape, dtype)
-    ranks = _meet(config, is_native=is_native)
+    ranks = _meet(config, is_native=why is None)
     sums = ranks if isinstance(ranks, GroupRanks) else None
     part = Part(ranks.tp_rank, ranks.tp_size, sums)
     model = Decoder(shape, dtype, config.max_model_len, part)
@@ -74,7 +80,7 @@ def load_runner(
     if config.load_format == "dummy":
         dummy_weights(model, config.seed, progress)
     else:
-        load_weights(model, folder, progress, may_borrow=is_native)
+        load_weights(model, folder, progress, may_borrow=why is None)
     phases.end("weights mapped")
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
     exchange = ranks if isinstance(ranks, Exchange) else None
@@ -82,7 +88,7 @@ def load_runner(
     phases.end("packed")
     kv_cache = allocate_kv_cache(part.shape(shape), config, layout, ranks)
     runner = _runner(model, kv_cache, grammars or Grammars(config), ranks, config)
-    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=not is_native)
+    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=why is not None)
     prices = (
         []
         if config.speculation is None
