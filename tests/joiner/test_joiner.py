@@ -119,6 +119,7 @@ def test_what_cannot_be_used_is_one_sentence(
 ) -> None:
     for name in [name for name in os.environ if name.startswith("TRIOSERVE_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr("trioserve.joiner.set_up_logs", lambda settings: None)  # they are those of all tests
     assert main(words) == 78
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match("trioserve: " + sentence, line)

@@ -88,6 +88,7 @@ class Settings(
         """Ranks on this machine."""
         return self.tensor_parallel_size if self.rank_listen is None else self.local_ranks or 1
 
+    @model_validator(mode="after")
     def _check_quantization_of_device(self) -> Self:
         if self.quantization == "fp8" and self.device != "cuda":
             raise ValueError(
