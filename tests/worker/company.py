@@ -29,6 +29,8 @@ class Company:
     def __init__(self, config: WorkerConfig, threads: ThreadPoolExecutor) -> None:
         def load_rank(tp_rank: int) -> tuple[StepRunner, WorkerReady]:
             own = structs.replace(config, tp_rank=tp_rank)
+            if own.spread is not None and tp_rank:
+                own = structs.replace(own, meeting_fd=-1)
             return load_runner(own, lambda progress: None, 0.0)
 
         self._threads = threads
@@ -54,7 +56,9 @@ def company(folder: Path, tp_size: int, *, num_drafts: int = 0, **changes: objec
     """Ranks that have loaded what ``folder`` holds."""
     changes["speculation"] = Speculation(num_drafts, 1, 3) if num_drafts else None
     meeting_fd = os.memfd_create("ranks")
-    config = worker_config(folder, tp_size=tp_size, meeting_fd=meeting_fd, pin_threads=False, **changes)
+    config = worker_config(
+        folder, tp_size=tp_size, pin_threads=False, **{"meeting_fd": meeting_fd, **changes}
+    )
     try:
         with (
             patch("trioserve.worker.load.usable_cores", lambda: MANY_CORES),

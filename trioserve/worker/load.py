@@ -28,6 +28,8 @@ from trioserve.worker.prices import measure_prices
 from trioserve.worker.runner import ModelRunner, StepRunner
 from trioserve.worker.warm_up import run_once
 
+_NATIVE_ONLY: Final = ("int8", "int4", "fp8")
+"""Values of settings that torch's layers on a CPU cannot obey."""
 _WARM_UP_TOKENS: Final = 16
 _WARM_UP_SEQS: Final = 64
 """Decodes of every batch size up to it are part of a full warm-up of torch's layers: the first product of each number
@@ -71,7 +73,8 @@ def _load_on_cpu(
     meanwhile: Callable[[], None],
 ) -> tuple[StepRunner, WorkerReady]:
     """``load_runner``, by native code or torch's layers."""
-    crew = _crew(config, usable_cores().share(config.tp_rank, config.tp_size))
+    _refuse_spread(config)
+    crew = _crew(config, usable_cores().share(config.local_rank, config.num_local_ranks))
     torch.set_num_threads(crew.num_threads)
     folder = Path(config.model_path)
     shape = read_config(folder)
@@ -80,12 +83,14 @@ def _load_on_cpu(
     quantization = _quantization(config)
     refuse_quantization(shape, dtype, quantization)
     why = obstacle(shape, dtype)
+    if why is None and config.spread is not None:
+        why = "its ranks are on several machines"
     if config.batch_invariant and why is not None:
         raise ModelError(
             f"batch_invariant cannot be obeyed: {why}; leave it out, or choose another model or dtype"
         )
     layout = cache_layout(config.kv_cache_dtype, shape, dtype)
-    ranks = _meet(config, is_native=obstacle(shape, dtype) is None)
+    ranks = _meet(config, is_native=why is None)
     sums = ranks if isinstance(ranks, GroupRanks) else None
     part = Part(ranks.tp_rank, ranks.tp_size, sums)
     model = Decoder(shape, dtype, config.max_model_len, part)
@@ -93,7 +98,7 @@ def _load_on_cpu(
     if config.load_format == "dummy":
         dummy_weights(model, config.seed, progress)
     else:
-        load_weights(model, folder, progress, may_borrow=obstacle(shape, dtype) is None)
+        load_weights(model, folder, progress, may_borrow=why is None)
     phases.end("weights mapped")
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
     exchange = ranks if isinstance(ranks, Exchange) else None
@@ -101,7 +106,7 @@ def _load_on_cpu(
     phases.end("packed")
     kv_cache = allocate_kv_cache(part.shape(shape), config, layout, ranks)
     runner = _runner(model, kv_cache, grammars, ranks, config)
-    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=obstacle(shape, dtype) is not None)
+    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=why is not None)
     prices = (
         []
         if config.speculation is None
@@ -176,13 +181,25 @@ def _quantization(config: WorkerConfig) -> Quantization:
     raise ModelError(f"quantization {config.quantization} is not supported, only {', '.join(known)} are")
 
 
+def _refuse_spread(config: WorkerConfig) -> None:
+    """See to it that ranks of several machines are not asked for what torch's layers cannot do."""
+    if config.spread is None:
+        return
+    for name, value in (("quantization", config.quantization), ("kv_cache_dtype", config.kv_cache_dtype)):
+        if value in _NATIVE_ONLY:
+            raise ModelError(
+                f"{name} {value} needs the native decoder, whose ranks share one machine's memory, and these are on "
+                "several: leave it out"
+            )
+
+
 def _meet(config: WorkerConfig, *, is_native: bool) -> Ranks:
     """The other ranks, where there are some; returns when all are there, or when they can come."""
     if config.tp_size == 1:
         return ALONE
     if is_native:
         return Exchange(config.meeting_fd, config.tp_rank, config.tp_size)
-    return join_gloo(config.meeting_fd, config.tp_rank, config.tp_size)
+    return join_gloo(config.meeting_fd, config.tp_rank, config.tp_size, config.meeting_address)
 
 
 def _warm_up(runner: StepRunner, config: WorkerConfig, num_blocks: int, *, makes_kernels: bool) -> None:
