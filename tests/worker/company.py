@@ -15,7 +15,7 @@ from tests.worker.driver import Front, worker_config
 from tests.worker.wire import DEADLINE_S
 from trioserve.core.step import Speculation, StepPlan, StepResult, WorkerConfig, WorkerReady
 from trioserve.worker.drafts import Price
-from trioserve.worker.load import load_runner
+from trioserve.worker.load import load_cpu_runner
 from trioserve.worker.machine import Cores
 from trioserve.worker.runner import StepRunner
 
@@ -31,7 +31,7 @@ class Company:
             own = structs.replace(config, tp_rank=tp_rank)
             if own.spread is not None and tp_rank:
                 own = structs.replace(own, meeting_fd=-1)
-            return load_runner(own, lambda progress: None, 0.0)
+            return load_cpu_runner(own, lambda progress: None, 0.0)
 
         self._threads = threads
         found = list(threads.map(load_rank, range(config.tp_size), timeout=DEADLINE_S))

@@ -16,7 +16,7 @@ from trioserve.kernels.quantized_linear import (
     quantize_int8,
 )
 from trioserve.model.config import DecoderConfig
-from trioserve.model.native import head_format, layer_formats
+from trioserve.model.native_matrices import head_format, layer_formats
 
 DeviceQuantization = Literal["none", "int8", "int4", "fp8"]
 """What weights are brought to at load."""

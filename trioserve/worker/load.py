@@ -57,22 +57,25 @@ def load_runner(
     Raises:
         ModelError: The folder, the settings or the machine are not up to it; one sentence.
     """
-    phases = Phases(started)
-    phases.end("imports")
     if config.device == "cuda":
+        phases = Phases(started)
+        phases.end("imports")
         own = grammars or Grammars(config)
         return load_device_runner(config, report, phases, own, meanwhile=meanwhile, machine=machine)
-    return _load_on_cpu(config, report, phases, grammars or Grammars(config), meanwhile)
+    return load_cpu_runner(config, report, started, grammars, meanwhile=meanwhile)
 
 
-def _load_on_cpu(
+def load_cpu_runner(
     config: WorkerConfig,
     report: Callable[[LoadProgress], None],
-    phases: Phases,
-    grammars: Grammars,
-    meanwhile: Callable[[], None],
+    started: float,
+    grammars: Grammars | None = None,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[StepRunner, WorkerReady]:
-    """``load_runner``, by native code or torch's layers."""
+    """``load_runner`` with device "cpu", by native code or torch's layers."""
+    phases = Phases(started)
+    phases.end("imports")
     _refuse_spread(config)
     crew = _crew(config, usable_cores().share(config.local_rank, config.num_local_ranks))
     torch.set_num_threads(crew.num_threads)
@@ -105,7 +108,7 @@ def _load_on_cpu(
     decoder = model.pack(crew, quantization, progress, layout=layout, exchange=exchange, meanwhile=meanwhile)
     phases.end("packed")
     kv_cache = allocate_kv_cache(part.shape(shape), config, layout, ranks)
-    runner = _runner(model, kv_cache, grammars, ranks, config)
+    runner = _runner(model, kv_cache, grammars or Grammars(config), ranks, config)
     _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=why is not None)
     prices = (
         []

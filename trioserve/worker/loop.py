@@ -20,7 +20,7 @@ from trioserve.worker.load import load_runner
 from trioserve.worker.phases import Phases
 
 
-def serve(sock: socket.socket, started: float, model_path: str = "", machine: Machine = CUDA) -> int:
+def serve(sock: socket.socket, started: float, model_path: str = "", *, machine: Machine = CUDA) -> int:
     """Run until the front closes the socket; returns the exit code.
 
     Whatever goes wrong is told to the front in the last frame; the traceback goes to stderr.
