@@ -24,6 +24,7 @@ from trioserve.kernels.paged_attention_gpu import decode_kernel, merge_kernel, p
 from trioserve.kernels.quantized_linear import (
     channel_kernel,
     group_kernel,
+    merge_products_kernel,
     pack_codes,
     pack_nibbles,
     quantize_int4,
@@ -106,14 +107,18 @@ def sampling(gpu: EmulatedGpu) -> None:
 
 
 def products(gpu: EmulatedGpu) -> None:
-    weight, x = random(17, 192, dtype=torch.float32), random(9, 192, dtype=BF16)
+    """Of a depth that is split and of one that is not, with a bias."""
+    deep, flat = random(17, 2112, dtype=torch.float32), random(17, 192, dtype=torch.float32)
+    x, bias = random(9, 2112, dtype=BF16), random(17, dtype=BF16)
     packed = (
-        pack_codes(*quantize_int8(weight)),
-        pack_nibbles(*quantize_int4(weight, group_size=32), has_zero_points=False, dtype=BF16),
+        pack_codes(*quantize_int8(deep)),
+        pack_nibbles(*quantize_int4(flat, group_size=32), has_zero_points=False, dtype=BF16),
     )
     for of in packed:
-        for tokens in (x, x[:1]):
-            found, exact = quantized_linear_gpu(gpu, tokens, of), quantized_linear_ref(tokens, of)
+        for num_tokens in (9, 1):
+            tokens = x[:num_tokens, : of.in_size]
+            found, exact = quantized_linear_gpu(gpu, tokens, of, bias), quantized_linear_ref(tokens, of, bias)
+            assert (gpu.launched[-1][0].base == "merge_products") == (of.in_size == 2112)
             assert float((found.double() - exact.double()).abs().max() / exact.abs().max()) < 2.0**-8
 
 
@@ -138,6 +143,7 @@ def main(folder: Path) -> None:
         activation_kernel("bf16", "gelu_tanh", 8),
         COPY_KERNEL,
         *(survey_kernel("bf16", 4), edit_kernel("bf16", 4), WEIGH, CHOOSE, SCORE),
+        merge_products_kernel("bf16"),
         *(channel_kernel("bf16", "u8", num_tiles) for num_tiles in (0, 2)),
         *(group_kernel("bf16", True, num_tiles) for num_tiles in (0, 2)),
     ]
