@@ -10,14 +10,23 @@ PROXIES := $(VENV)/proxies
 
 NATIVE := $(wildcard _speedups/*.pyx _speedups/*.h _speedups/*.hpp)
 
-.PHONY: serve setup test reading lint types imports stubs pytest chaos compat fuzz lock wheel clean
+.PHONY: serve setup test inside outside reading lint types imports stubs pytest chaos compat fuzz lock wheel clean
 
 serve: setup
 	$(BIN)/hypercorn trioserve.app:app --bind $(HOST):$(PORT)
 
-# What reads the code runs beside what runs it: together they take as long as the tests alone.
-test: setup
-	@$(MAKE) --no-print-directory --jobs=2 reading pytest
+# Two at a time, of about the same length: what reads the code and then the tests that compute, and those that run servers.
+INSIDE := $(addprefix tests/,benchmarks builtin core emu examiner grammars kernels model openapi output parsers prompt protocol \
+	sampling scheduler settings speedups worker)
+
+test: setup $(PROXIES)/.unpacked
+	@$(MAKE) --no-print-directory --jobs=2 inside outside
+
+inside: reading
+	$(BIN)/python -m pytest $(INSIDE)
+
+outside: setup $(PROXIES)/.unpacked
+	$(BIN)/python -m pytest $(INSIDE:%=--ignore=%)
 
 reading: setup
 	@for check in lint types imports stubs; do $(MAKE) --no-print-directory $$check || exit 1; done

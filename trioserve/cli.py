@@ -216,7 +216,8 @@ def _spelled(argv: Sequence[str]) -> list[str]:
 def _help(name: str, field: FieldInfo) -> str:
     text = (field.description or "").replace("``", "").replace("\n", " ").strip()
     also = ", ".join(map(_flag, aliases_of(name)))
-    default = "" if field.default in (None, ()) else f" [{_toml(field.default)}]"
+    shown_default = field.default if field.default_factory is None else field.default_factory
+    default = "" if shown_default in (None, ()) else f" [{_toml(shown_default)}]"
     return (text + default + (f" Also {also}." if also else "")).replace("%", "%%")
 
 
@@ -230,8 +231,9 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+_BOOLEANS: Final = [name for name, field in Settings.model_fields.items() if field.annotation is bool]
 _SWITCHES: Final = frozenset(
-    [_flag(name) for name, field in Settings.model_fields.items() if field.annotation is bool]
+    [_flag(alias) for name in _BOOLEANS for alias in (name, *aliases_of(name))]
     + [_flag(name) for name, entry in NOT_OBEYED.items() if entry.is_switch]
 )
 

@@ -20,6 +20,8 @@ from trioserve.kernels.activation import activation_mul_gpu
 from trioserve.kernels.activation import kernel as activation_kernel
 from trioserve.kernels.copy_blocks import KERNEL as COPY_KERNEL
 from trioserve.kernels.copy_blocks import copy_blocks_gpu
+from trioserve.kernels.invariant_linear import SOME, invariant_linear_gpu, invariant_linear_ref
+from trioserve.kernels.invariant_linear import kernel as invariant_kernel
 from trioserve.kernels.paged_attention_gpu import decode_kernel, merge_kernel, prefill_kernel, single_kernel
 from trioserve.kernels.quantized_linear import (
     channel_kernel,
@@ -106,11 +108,16 @@ def sampling(gpu: EmulatedGpu) -> None:
 
 
 def products(gpu: EmulatedGpu) -> None:
-    weight, x = random(17, 192, dtype=torch.float32), random(9, 192, dtype=BF16)
+    weight = random(17, 192, dtype=torch.float32)
     packed = (
         pack_codes(*quantize_int8(weight)),
         pack_nibbles(*quantize_int4(weight, group_size=32), has_zero_points=False, dtype=BF16),
     )
+    x = random(20, 192, dtype=BF16)
+    dense, bias = weight.to(BF16), weight[:, 0].to(BF16).contiguous()
+    found, exact = invariant_linear_gpu(gpu, x, dense, bias), invariant_linear_ref(x, dense, bias)
+    assert float((found.double() - exact.double()).abs().max() / exact.abs().max()) < 2.0**-8
+    x = x[:9]
     for of in packed:
         for tokens in (x, x[:1]):
             found, exact = quantized_linear_gpu(gpu, tokens, of), quantized_linear_ref(tokens, of)
@@ -140,6 +147,7 @@ def main(folder: Path) -> None:
         *(survey_kernel("bf16", 4), edit_kernel("bf16", 4), WEIGH, CHOOSE, SCORE),
         *(channel_kernel("bf16", "u8", num_tiles) for num_tiles in (0, 2)),
         *(group_kernel("bf16", True, num_tiles) for num_tiles in (0, 2)),
+        invariant_kernel("bf16", SOME),
     ]
     gpu = emulated(kernels, emulate=partial(build, folder=folder))
     attention(gpu)

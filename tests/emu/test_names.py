@@ -10,6 +10,7 @@ from trioserve.kernels.activation import activation_mul, activation_mul_ref
 from trioserve.kernels.attention_plan import AttentionPlan
 from trioserve.kernels.catalogue import kernels
 from trioserve.kernels.copy_blocks import copy_blocks_gpu, copy_blocks_ref
+from trioserve.kernels.invariant_linear import invariant_linear_gpu, invariant_linear_ref
 from trioserve.kernels.paged_attention_gpu import paged_attention_gpu, paged_attention_gpu_ref
 from trioserve.kernels.quantized_linear import PackedWeight
 from trioserve.kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
@@ -28,6 +29,7 @@ FACES: dict[str, Faces] = {
     "store_kv": (store_kv, store_kv_ref),
     "rope_store_kv": (rope_store_kv_gpu, rope_store_kv_ref),
     "copy_blocks": (copy_blocks_gpu, copy_blocks_ref),
+    "invariant_linear": (invariant_linear_gpu, invariant_linear_ref),
     "paged_decode": (paged_attention_gpu, paged_attention_gpu_ref),
     "paged_decode_single": (paged_attention_gpu, paged_attention_gpu_ref),
     "paged_prefill": (paged_attention_gpu, paged_attention_gpu_ref),

@@ -13,9 +13,10 @@ import trio
 
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Admission, LoadProgress, SlotWork, StepPlan, WorkerConfig
-from trioserve.errors import EngineError, ModelError, WorkerDied
+from trioserve.errors import EngineError, ModelError, SettingsError, WorkerDied
 from trioserve.executor.executor import ProcessExecutor, run_ranks
 from trioserve.executor.rank import launch_ranks
+from trioserve.settings.gpus import Gpus
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -139,4 +140,21 @@ async def test_a_folder_that_cannot_be_served_is_the_operators_error(
     )
     with pytest.raises(ModelError, match="NoSuchModel"):
         async with started(msgspec.structs.replace(worker_config, model_path=str(tmp_path))):
+            pass
+
+
+def test_ranks_that_are_more_than_gpus_are_not_started(
+    worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trioserve.executor.rank.find_gpus", lambda: Gpus(1))
+    config = msgspec.structs.replace(worker_config, device="cuda", tp_size=2)
+    with pytest.raises(SettingsError, match="= 2: each rank needs a GPU, and there is 1 GPU; lower it"):
+        launch_ranks(config)
+
+
+async def test_a_decoder_whose_numbers_depend_on_the_batch_refuses_to_be_invariant(
+    worker_config: WorkerConfig,
+) -> None:
+    with pytest.raises(ModelError, match="batch_invariant cannot be obeyed: weights are float32"):
+        async with started(msgspec.structs.replace(worker_config, batch_invariant=True)):
             pass

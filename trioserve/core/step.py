@@ -33,7 +33,7 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     model_path: str
     """A local Hugging Face folder."""
     device: str
-    """"cpu" or "cuda"."""
+    """"cpu" or "cuda": then of the GPUs that are visible the one whose number is ``tp_rank``."""
     dtype: str
     """"auto", "bfloat16", "float16" or "float32"; auto takes the checkpoint's."""
     tp_rank: int
@@ -66,15 +66,23 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     max_cached_grammars: int = 256
     """Grammars to keep ready."""
     quantization: str = "auto"
-    """What the weights are brought to: "none", "int8" or "int4"; "auto" keeps what the checkpoint has."""
+    """What the weights are brought to: "none", "int8" or "int4", or on a GPU "fp8"; "auto" keeps the checkpoint's."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
     speculation: Speculation | None = None
     """How to guess tokens; None: not at all."""
     kv_cache_dtype: str = "auto"
-    """"auto" keeps keys and values in the weights' type; "bfloat16", "int8" or "fp8"."""
+    """"auto" keeps keys and values in the weights' type; "bfloat16" or "fp8", or on a CPU "int8"."""
     pin_threads: bool | None = None
     """Whether threads keep to a core each while a step runs; None: where they are as many as there are cores."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory that the rank may use in all, where nothing else sizes its KV cache."""
+    swap_bytes: int = 0
+    """Of host memory, of this rank alone, for KV blocks that the GPU has no room for."""
+    enforce_eager: bool = False
+    """Whether no graphs are captured."""
+    batch_invariant: bool = False
+    """Whether a sequence's numbers may not depend on what is computed beside it."""
     meeting_fd: int = -1
     """Memory without a name that all ranks have inherited, where they meet; -1 where there is one rank."""
 

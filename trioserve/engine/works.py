@@ -39,7 +39,7 @@ class Works:
         """Let the next set of ranks load.
 
         Raises:
-            SettingsError: There are more of them than CPUs.
+            SettingsError: There are more of them than GPUs, or than CPUs where these compute.
         """
         self._launched = launch_ranks(worker_config(self._settings, self._model))
 
@@ -88,6 +88,10 @@ def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:
         speculation=_speculation(settings.speculative_config),
         kv_cache_dtype=settings.kv_cache_dtype,
         pin_threads=settings.pin_threads,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        swap_bytes=int(settings.swap_space * (1 << 30)),
+        enforce_eager=settings.enforce_eager,
+        batch_invariant=settings.batch_invariant,
     )
 
 

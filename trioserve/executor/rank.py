@@ -9,7 +9,7 @@ from trioserve.children import Child, SocketClosed
 from trioserve.core.frames import encode_frame
 from trioserve.core.step import FromWorker, WorkerConfig, WorkerError
 from trioserve.errors import ModelError, SettingsError, WorkerDied, WorkerFailed
-from trioserve.settings import SECRET_VARIABLES
+from trioserve.settings import SECRET_VARIABLES, find_gpus
 
 
 class Rank:
@@ -83,15 +83,11 @@ def launch_ranks(config: WorkerConfig) -> list[Rank]:
     grammars need.
 
     Raises:
-        SettingsError: They are more than CPUs.
+        SettingsError: They are more than GPUs, or than CPUs where these compute.
     """
     if config.tp_size == 1:
         return [Rank(config)]
-    num_cpus = len(os.sched_getaffinity(0))
-    if config.tp_size > num_cpus:
-        raise SettingsError(
-            f"tensor_parallel_size = {config.tp_size}: each rank needs a core, and there are {num_cpus} CPUs; lower it"
-        )
+    _refuse_crowd(config)
     meeting_fd = os.memfd_create("trioserve-ranks")
     config = msgspec.structs.replace(config, meeting_fd=meeting_fd)
     follower = msgspec.structs.replace(config, tokenizer_path="", grammar_backend="")
@@ -102,3 +98,16 @@ def launch_ranks(config: WorkerConfig) -> list[Rank]:
         ]
     finally:
         os.close(meeting_fd)
+
+
+def _refuse_crowd(config: WorkerConfig) -> None:
+    if config.device == "cuda":
+        there, count = "GPU", find_gpus().count
+    else:
+        there, count = "CPU", len(os.sched_getaffinity(0))
+    if config.tp_size > count:
+        needed = "a GPU" if config.device == "cuda" else "a core"
+        raise SettingsError(
+            f"tensor_parallel_size = {config.tp_size}: each rank needs {needed}, and there "
+            f"{'is' if count == 1 else 'are'} {count} {there}{'' if count == 1 else 's'}; lower it"
+        )

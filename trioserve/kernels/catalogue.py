@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from trioserve.kernels import (
     activation,
     copy_blocks,
+    invariant_linear,
     paged_attention_gpu,
     quantized_linear,
     rms_norm,
@@ -25,6 +26,7 @@ _MODULES = (
     paged_attention_gpu,
     sampling_gpu,
     quantized_linear,
+    invariant_linear,
 )
 
 
@@ -38,4 +40,6 @@ def shared_bytes(kernel: Kernel) -> int:
     """Shared memory that a launch asks for, beside what the source says."""
     if kernel.file.startswith("paged_"):
         return paged_attention_gpu.shared_bytes(kernel)
+    if kernel.file == "linear.cu":
+        return invariant_linear.shared_bytes(kernel)
     return sampling_gpu.shared_bytes(kernel)

@@ -7,6 +7,7 @@ other servers give them.
 
 from trioserve.settings.access import AccessSettings
 from trioserve.settings.engine import EarlyStopConfig, EngineSettings, SpeculativeConfig
+from trioserve.settings.gpus import find_gpus
 from trioserve.settings.limits import LimitSettings
 from trioserve.settings.load import EXIT_SETTINGS, load_settings, read_sources
 from trioserve.settings.model import BUILTIN_MODEL, GenerationOverrides, ModelSettings
@@ -34,6 +35,7 @@ __all__ = [
     "Source",
     "SpeculativeConfig",
     "StateSettings",
+    "find_gpus",
     "load_settings",
     "read_sources",
     "source_of",

@@ -72,6 +72,14 @@ class Settings(
         return self
 
     @model_validator(mode="after")
+    def _check_quantization_of_device(self) -> Self:
+        if self.quantization == "fp8" and self.device != "cuda":
+            raise ValueError(
+                "quantization = fp8: a CPU computes with int8 or int4 weights; ask for one of these"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_workers(self) -> Self:
         if self.workers > 1 and self.seed is not None:
             raise ValueError(

@@ -63,6 +63,11 @@ def load_runner(
     dtype = _dtype(folder, shape, config)
     quantization = _quantization(config)
     refuse_quantization(shape, dtype, quantization)
+    why = obstacle(shape, dtype)
+    if config.batch_invariant and why is not None:
+        raise ModelError(
+            f"batch_invariant cannot be obeyed: {why}; leave it out, or choose another model or dtype"
+        )
     layout = cache_layout(config.kv_cache_dtype, shape, dtype)
     ranks = _meet(config, is_native=obstacle(shape, dtype) is None)
     sums = ranks if isinstance(ranks, GroupRanks) else None
