@@ -38,8 +38,10 @@ def _flags(
 
 
 _ONE_REPLICA: Final = "one server is one replica; start one more for each and put a proxy in front"
-_ONE_MACHINE: Final = "ranks of other machines join a server that has rank_listen, by trioserve join there; see docs/operations.md"
-_NO_SPLIT: Final = "a model is not split over machines or devices here"
+_ONE_MACHINE: Final = (
+    "ranks of other machines come in by rank_listen and trioserve join; see docs/operations.md"
+)
+_NO_SPLIT: Final = "every rank has a part of all layers, by tensor_parallel_size, and there is no other split"
 _NO_EXPERTS: Final = "models with experts are not served here"
 _ONE_PHASE: Final = "prefill and decode always run in the same server"
 _AS_STORED: Final = (
