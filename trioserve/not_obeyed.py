@@ -43,7 +43,7 @@ _NO_SPLIT: Final = "a model is not split over machines or devices here"
 _NO_EXPERTS: Final = "models with experts are not served here"
 _ONE_PHASE: Final = "prefill and decode always run in the same server"
 _AS_STORED: Final = (
-    "weights and KV cache are kept in bfloat16, float16 or float32; name a checkpoint that is not quantized"
+    "weights are kept as dtype, quantization and the checkpoint say, the KV cache as kv_cache_dtype says"
 )
 _NO_DRAFTS: Final = "tokens are guessed without a second model; set speculative_config instead"
 _NO_ADAPTERS: Final = "adapters are not served; merge them into the weights first"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from benchmarks.gpu import attention, ceilings, correctness, http, invariance, kernels, steps
+from benchmarks.gpu import attention, ceilings, correctness, http, invariance, kernels, ranks, steps
 from benchmarks.gpu.report import Report
 
 SECTIONS: Final[Mapping[str, Callable[[Report], None]]] = {
@@ -16,6 +16,7 @@ SECTIONS: Final[Mapping[str, Callable[[Report], None]]] = {
     "kernels": kernels.measure,
     "steps": steps.measure,
     "invariance": invariance.measure,
+    "ranks": ranks.measure,
     "http": http.measure_streams,
 }
 

@@ -22,7 +22,13 @@ from trioserve.kernels.copy_blocks import KERNEL as COPY_KERNEL
 from trioserve.kernels.copy_blocks import copy_blocks_gpu
 from trioserve.kernels.invariant_linear import SOME, invariant_linear_gpu, invariant_linear_ref
 from trioserve.kernels.invariant_linear import kernel as invariant_kernel
-from trioserve.kernels.paged_attention_gpu import decode_kernel, merge_kernel, prefill_kernel, single_kernel
+from trioserve.kernels.paged_attention_gpu import (
+    decode_kernel,
+    merge_kernel,
+    prefill_kernel,
+    single_kernel,
+    sm90_prefill_kernel,
+)
 from trioserve.kernels.quantized_linear import (
     channel_kernel,
     group_kernel,
@@ -65,6 +71,20 @@ def attention(gpu: EmulatedGpu) -> None:
         )
         plan, options = batch.plan(), Options(10.0, 40)
         assert error(batch.run(gpu.taking(7), plan, options), batch.expected(plan, options)) < TOLERANCE[BF16]
+
+
+def attention_of_warpgroups(gpu: EmulatedGpu) -> None:
+    batch = make_batch(
+        [(20, 170), (3, 3)],
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=64,
+        block_size=16,
+        dtype=BF16,
+        kv_dtype=BF16,
+    )
+    plan, options = batch.plan(), Options(10.0, 140)
+    assert error(batch.run(gpu.taking(7), plan, options), batch.expected(plan, options)) < TOLERANCE[BF16]
 
 
 def others(gpu: EmulatedGpu) -> None:
@@ -139,6 +159,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     kernels = [
         merge_kernel("bf16"),
+        sm90_prefill_kernel("bf16", 64),
         *(make("bf16", "e4m3", HEAD_DIM) for make in (decode_kernel, prefill_kernel, single_kernel)),
         rope_store_kernel("bf16", "e4m3", HEAD_DIM),
         norm_kernel("bf16", 8, THREADS, 1),
@@ -151,6 +172,7 @@ def main(folder: Path) -> None:
     ]
     gpu = emulated(kernels, emulate=partial(build, folder=folder))
     attention(gpu)
+    attention_of_warpgroups(gpu.of("sm_90a"))
     others(gpu)
     sampling(gpu)
     products(gpu)
