@@ -47,9 +47,10 @@ def answer(runner: DeviceStepRunner, others: int) -> list[tuple[int, object]]:
     slots = range(1 + others)
     admitted = [_admission(slot) for slot in slots]
     first = [SlotWork(admission.slot, len(admission.token_ids), []) for admission in admitted]
-    found = [runner.run(StepPlan(0, [], admitted, first)).sampled]
-    for number in range(1, _TOKENS):
-        found.append(runner.run(StepPlan(number, [], [], [SlotWork(slot, 1, []) for slot in slots])).sampled)
+    plans = [StepPlan(0, [], admitted, first)]
+    work = [SlotWork(slot, 1, []) for slot in slots]
+    plans += [StepPlan(number, [], [], work) for number in range(1, _TOKENS)]
+    found = [runner.run(plan).sampled for plan in plans]
     runner.run(StepPlan(_TOKENS, list(slots), [], []))
     return [_of_first(sampled) for sampled in found]
 
