@@ -150,7 +150,7 @@ cdef class BlockPool:
             self._mask = 2 * self._mask + 1
         self._blocks = <Block*>calloc(<size_t>self.num_blocks + 2, sizeof(Block))     # no refs, all BARE
         self._slots = <Slot*>malloc((<size_t>self._mask + 1) * sizeof(Slot))
-        self._max_moves = max_moves
+        self._max_moves = min(max_moves, self.num_blocks) if num_host_blocks else 0
         self._outward = <Move*>malloc((<size_t>self._max_moves + 1) * sizeof(Move))
         self._inward = []
         if (

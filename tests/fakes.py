@@ -236,7 +236,9 @@ class FakeExecutor:
     """A FakeRank behind the Executor's face; every step takes ``step_s`` of the test's clock, every grammar
     ``grammar_s``."""
 
-    def __init__(self, rank: FakeRank, *, num_blocks: int, step_s: float = 0.01) -> None:
+    def __init__(
+        self, rank: FakeRank, *, num_blocks: int, num_host_blocks: int = 0, step_s: float = 0.01
+    ) -> None:
         self.rank = rank
         self.step_s = step_s
         self.grammar_s = 0.1
@@ -255,6 +257,7 @@ class FakeExecutor:
             weights_bytes=0,
             dtype="float32",
             attention="none",
+            num_host_blocks=num_host_blocks,
         )
         self._plans: deque[StepPlan] = deque()
         self._planned = trio.Event()

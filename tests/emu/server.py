@@ -4,10 +4,10 @@ import sys
 from unittest.mock import patch
 
 from trioserve import cli
-from trioserve.executor.rank import Rank
+from trioserve.executor.rank import LocalRank
 from trioserve.settings.gpus import Gpus
 
 if __name__ == "__main__":
-    Rank.module = "tests.emu.worker"
+    LocalRank.module = "tests.emu.worker"
     with patch("trioserve.settings.engine.find_gpus", lambda: Gpus(1)):
         sys.exit(cli.main())

@@ -30,7 +30,7 @@ def main() -> int:
         def open_device(config: WorkerConfig) -> EmulatedDevice:
             return make_device(Path(folder), "fp16" if config.dtype == "float16" else "bf16")
 
-        return serve(sock, started, Machine(open_device, meet_over_nccl))
+        return serve(sock, started, machine=Machine(open_device, meet_over_nccl))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from tests.emu.device import EmulatedGpu
 from tests.model.pieces import BLOCK_SIZE, Piece, batch_of
-from trioserve.kernels import activation, paged_attention_gpu, rms_norm, rope_store_kv
+from trioserve.kernels import (
+    activation,
+    invariant_linear,
+    layer_norm,
+    paged_attention_gpu,
+    quantized_linear,
+    rms_norm,
+    rope_store_kv,
+    unpack_weight,
+)
 from trioserve.kernels.attention_plan import plan_attention
 from trioserve.kernels.source import Kernel
 from trioserve.model.batch import DeviceBatch, DeviceCache
@@ -20,6 +29,8 @@ def decoder_kernels() -> Iterator[Kernel]:
     for query in ("bf16", "fp16"):
         yield rms_norm.norm_kernel(query, 8, rms_norm.THREADS, 1)
         yield rms_norm.add_norm_kernel(query, 8)
+        yield rms_norm.add_normed_kernel(query, 8)
+        yield layer_norm.kernel(query, 8)
         yield from (activation.kernel(query, name, 8) for name in ("silu", "gelu", "gelu_tanh"))
         yield paged_attention_gpu.merge_kernel(query)
         for kv in (query, "e4m3"):
@@ -27,6 +38,20 @@ def decoder_kernels() -> Iterator[Kernel]:
             yield paged_attention_gpu.decode_kernel(query, kv, 64)
             yield paged_attention_gpu.single_kernel(query, kv, 64)
             yield paged_attention_gpu.prefill_kernel(query, kv, 64)
+
+
+def quantized_kernels() -> Iterator[Kernel]:
+    """Those that weights of few bits need beside them, in bfloat16."""
+    for code in ("u8", "e4m3"):
+        yield unpack_weight.channel_kernel("bf16", code)
+        yield from (quantized_linear.channel_kernel("bf16", code, tiles) for tiles in range(3))
+    yield unpack_weight.group_kernel("bf16", is_fine=True)
+    yield from (quantized_linear.group_kernel("bf16", is_fine=True, num_tiles=tiles) for tiles in range(3))
+
+
+def invariant_kernels() -> Iterator[Kernel]:
+    """Those whose products do not depend on the batch, in bfloat16."""
+    yield from (kernel for kernel in invariant_linear.instances() if kernel.choices[0] == "bf16")
 
 
 class Done:

@@ -90,7 +90,7 @@ def test_an_alias_works_alike_as_flag_variable_and_key(alias: str, monkeypatch: 
         ("--port", "--port: expected one argument: see trioserve serve --help"),
         (
             "--quantization awq",
-            "^quantization = 'awq': weights are quantized at load, to int8, int4 or on a GPU fp8; ",
+            "^quantization = 'awq': weights are quantized at load, to int8, int4 or on a GPU fp8, ",
         ),
         ("-q awq", "^quantization = 'awq': weights"),
         ("--trust-remote-code", "--trust-remote-code = 'true' is not obeyed: no code but"),

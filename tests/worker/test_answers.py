@@ -48,7 +48,7 @@ def served(device: EmulatedDevice) -> Iterator[tuple[Wire, list[int]]]:
 
     def run() -> None:
         with theirs:
-            exit_codes.append(serve(theirs, time.monotonic(), on(device)))
+            exit_codes.append(serve(theirs, time.monotonic(), machine=on(device)))
 
     thread = threading.Thread(target=run)
     thread.start()

@@ -27,11 +27,20 @@ class Speculation(Struct, frozen=True, array_like=True):
     """Last tokens that are looked for at most; the more occurred before, the better."""
 
 
+class Spread(Struct, frozen=True, array_like=True):
+    """Of ranks on several machines: where a rank finds the others, and which of its machine's it is."""
+
+    meeting_address: str
+    """HOST:PORT of rank 0, where they leave each other's addresses."""
+    local_rank: int
+    num_local_ranks: int
+
+
 class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="config"):
     """The first frame a rank receives: all it needs to know to load the model."""
 
     model_path: str
-    """A local Hugging Face folder."""
+    """A local Hugging Face folder; empty: the one that the rank was started with, on its own machine."""
     device: str
     """"cpu" or "cuda": then of the GPUs that are visible the one whose number is ``tp_rank``."""
     dtype: str
@@ -65,8 +74,8 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     """Which of ``trioserve.grammars`` enforces grammars; empty where no grammar will come."""
     max_cached_grammars: int = 256
     """Grammars to keep ready."""
-    quantization: str = "none"
-    """What the weights are brought to: "none", "int8" or "int4", or on a GPU "fp8"."""
+    quantization: str = "auto"
+    """What the weights are brought to: "none", "int8" or "int4", or on a GPU "fp8"; "auto" keeps the checkpoint's."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
     speculation: Speculation | None = None
@@ -84,7 +93,25 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     batch_invariant: bool = False
     """Whether a sequence's numbers may not depend on what is computed beside it."""
     meeting_fd: int = -1
-    """Memory without a name that all ranks have inherited, where they meet; -1 where there is one rank."""
+    """Memory without a name that all ranks have inherited, where they meet; -1 where there is one rank. Where they are
+    on several machines, the socket that listens at ``spread.meeting_address``, on rank 0 alone."""
+    spread: Spread | None = None
+    """None: all ranks are on one machine."""
+
+    @property
+    def local_rank(self) -> int:
+        """Which of the ranks of its machine it is, from 0."""
+        return self.tp_rank if self.spread is None else self.spread.local_rank
+
+    @property
+    def num_local_ranks(self) -> int:
+        """Ranks that share its machine's cores and memory."""
+        return self.tp_size if self.spread is None else self.spread.num_local_ranks
+
+    @property
+    def meeting_address(self) -> str:
+        """Where ranks of several machines meet; empty where they are on one."""
+        return "" if self.spread is None else self.spread.meeting_address
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):

@@ -1,6 +1,7 @@
 """A real GPU as the works see it: torch.cuda's memory, events and graphs. Never run on a GPU yet."""
 
 import ctypes
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -12,6 +13,10 @@ from trioserve.kernels.device import Event, MemoryInfo
 from trioserve.kernels.driver import gpu_of
 
 _DRIVER: Final = "libcuda.so.1"
+_LARGE_BYTES: Final = 64 << 20
+"""Of pinned memory, from where on it is taken as it is: torch would make it a power of two, to use it again."""
+_PORTABLE: Final = 1
+"""cudaHostRegisterPortable: pinned for all devices of the process."""
 
 
 def missing_for_cuda() -> str | None:
@@ -41,6 +46,7 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", index)
         torch.cuda.set_device(self.torch_device)
         self.gpu = gpu_of(self.torch_device)
+        self._pinned: list[Tensor] = []
         self._graph_pool = torch.cuda.graph_pool_handle()
 
     @property
@@ -83,12 +89,20 @@ class CudaDevice:
         return free
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Host memory that the device copies from and to without anybody's help; its contents are arbitrary.
+        """Host memory that the device copies from and to without anybody's help; its contents are arbitrary. What is
+        large stays pinned for as long as there is this device.
 
         Raises:
             RuntimeError: The host does not have it.
         """
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        if math.prod(shape) * dtype.itemsize < _LARGE_BYTES:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        pinned = torch.empty(shape, dtype=dtype)
+        error = int(torch.cuda.cudart().cudaHostRegister(pinned.data_ptr(), pinned.nbytes, _PORTABLE))
+        if error:
+            raise RuntimeError(f"{pinned.nbytes} bytes cannot be pinned, cudaHostRegister answers {error}")
+        self._pinned.append(pinned)  # freed memory must not be pinned
+        return pinned
 
     def record(self, *, timed: bool = False) -> Event:
         """The moment at which all is done that was started so far on the current stream."""

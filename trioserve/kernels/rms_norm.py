@@ -113,6 +113,42 @@ def add_rms_norm_gpu(
     return out
 
 
+def add_normed_gpu(
+    gpu: Gpu,
+    x: Tensor,
+    residual: Tensor,
+    x_weight: Tensor,
+    weight: Tensor | None,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    x_scale: float = 1.0,
+) -> Tensor:
+    """Normalise ``x``, add ``x_scale`` times that to ``residual`` in place, and normalise the sum.
+
+    Shapes:
+        x, residual, result: [num_tokens, hidden_size]; without a ``weight`` the result is ``residual``
+        x_weight, weight: [hidden_size]
+    Raises:
+        ShapeError: They do not fit each other.
+    """
+    spec = "num_tokens hidden_size"
+    sizes = Shapes(x=(x, spec), residual=(residual, spec), x_weight=(x_weight, "hidden_size"))
+    for each in (x_weight, x_weight if weight is None else weight):
+        _check_rows(x, residual, each)
+        Shapes(residual=(residual, spec), weight=(each, "hidden_size"))
+    out = residual if weight is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    none = x.new_empty(0)
+    gpu.launch(
+        add_normed_kernel(element_of(x.dtype), width_of(x.dtype, x.shape[1], x.stride(0))),
+        *(none if weight is None else out, x, residual, x_weight, none if weight is None else weight),
+        *(x.stride(0), sizes["hidden_size"], int(weight is not None), offset, x_scale, eps),
+        grid=(x.shape[0],),
+        block=(THREADS,),
+    )
+    return out
+
+
 @cache
 def norm_kernel(element: str, width: int, threads: int, rows: int) -> Kernel:
     """``rms_norm``."""
@@ -125,12 +161,19 @@ def add_norm_kernel(element: str, width: int) -> Kernel:
     return Kernel("rms_norm.cu", f"add_rms_norm<{element}, {width}, {THREADS}>")
 
 
+@cache
+def add_normed_kernel(element: str, width: int) -> Kernel:
+    """``add_normed``."""
+    return Kernel("rms_norm.cu", f"add_normed<{element}, {width}, {THREADS}>")
+
+
 def instances() -> Iterator[Kernel]:
     """Every kernel there is."""
     for element, width in ELEMENTS_AND_WIDTHS:
         yield norm_kernel(element, width, THREADS, 1)
         yield norm_kernel(element, width, _WARP, ROWS)
         yield add_norm_kernel(element, width)
+        yield add_normed_kernel(element, width)
 
 
 def _run(
@@ -181,3 +224,19 @@ def add_rms_norm_ref(
     """The truth for ``add_rms_norm``: the normalised sum and the sum, nothing in place."""
     total = (x_scale * x.float() + residual.float()).to(x.dtype)
     return rms_norm_ref(total, weight, eps=eps, offset=offset), total
+
+
+def add_normed_ref(
+    x: Tensor,
+    residual: Tensor,
+    x_weight: Tensor,
+    weight: Tensor | None,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    x_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The truth for ``add_normed_gpu``: the result and the sum, nothing in place."""
+    normed = rms_norm_ref(x, x_weight, eps=eps, offset=offset)
+    total = (x_scale * normed.float() + residual.float()).to(x.dtype)
+    return total if weight is None else rms_norm_ref(total, weight, eps=eps, offset=offset), total

@@ -8,8 +8,8 @@ ways, chosen at the start for all ranks together:
   have mapped, and every one adds up all parts in the order of ranks, in the model's type;
 * others by NCCL's all-reduce, whose order of additions depends on the size and on where in the tensor a number stands;
 * with ``batch_invariant``, all of them by collecting the parts and adding them up in the order of ranks, in float32.
-  No choice of NCCL's algorithms gives that: a ring begins each piece of the tensor at another rank. Each rank reads
-  every other's part whole, ``tp_size / 2`` times what an all-reduce moves.
+  NCCL's ring begins each piece of the tensor at another rank, and the order of its tree is its own affair. Each rank
+  reads every other's part whole, ``tp_size / 2`` times what an all-reduce moves.
 """
 
 import os
@@ -66,7 +66,7 @@ class DeviceSums:
         self, group: ProcessGroup, *, quick: QuickSums | None = None, batch_invariant: bool = False
     ) -> None:
         """``batch_invariant``: all sums run in the order of ranks and in float32, and ``quick`` is not used."""
-        self._group = group
+        self.group = group
         self._quick = None if batch_invariant else quick
         self._is_ordered = batch_invariant
         self.tp_rank: int = group.rank()
@@ -87,7 +87,7 @@ class DeviceSums:
             return self._ordered_sum(x)
         total, options = x.contiguous(), AllreduceOptions()
         options.asyncOp = False
-        _wait(self._group.allreduce([total], options))
+        _wait(self.group.allreduce([total], options))
         return total
 
     def join(self, columns: Tensor, sizes: list[int]) -> Tensor:
@@ -107,7 +107,7 @@ class DeviceSums:
         options = BroadcastOptions()
         options.rootRank = options.rootTensor = 0
         options.asyncOp = False
-        _wait(self._group.broadcast([token_ids], options))
+        _wait(self.group.broadcast([token_ids], options))
 
     def _ordered_sum(self, x: Tensor) -> Tensor:
         parts = self._gather(x)
@@ -121,7 +121,7 @@ class DeviceSums:
         options = AllgatherOptions()
         options.asyncOp = False
         parts = x.new_empty(self.tp_size * x.shape[0], *x.shape[1:])
-        _wait(self._group._allgather_base(parts, x.contiguous(), options))  # noqa: SLF001 # into one tensor
+        _wait(self.group._allgather_base(parts, x.contiguous(), options))  # noqa: SLF001 # into one tensor
         return parts.view(self.tp_size, *x.shape)
 
 

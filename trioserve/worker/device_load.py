@@ -105,7 +105,7 @@ def open_cuda(config: WorkerConfig) -> Device:
     if missing := missing_for_cuda():
         raise ModelError(f"device cuda cannot be used: {missing}")
     try:
-        return CudaDevice(config.tp_rank)
+        return CudaDevice(config.local_rank)
     except KernelError as exc:
         raise ModelError(f"device cuda cannot be used: {exc}") from exc
 
@@ -118,6 +118,7 @@ def meet_over_nccl(config: WorkerConfig, device: Device, dtype: torch.dtype) -> 
         config.tp_size,
         device.torch_device,
         dtype,
+        address=config.meeting_address,
         batch_invariant=config.batch_invariant,
     )
 

@@ -10,10 +10,11 @@ from trioserve._speedups.exchange import Exchange
 from trioserve.core.step import LoadProgress, WorkerConfig, WorkerReady
 from trioserve.errors import ModelError
 from trioserve.kernels.attention import implementation
-from trioserve.model.config import read_config
+from trioserve.model.config import DecoderConfig, read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
-from trioserve.model.native import QUANTIZATIONS, Crew, Quantization, obstacle, refuse_quantization
+from trioserve.model.native import Crew, obstacle, refuse_quantization
+from trioserve.model.native_matrices import QUANTIZATIONS, Quantization
 from trioserve.model.parts import Part
 from trioserve.model.ranks import ALONE, GroupRanks, Ranks, join_gloo
 from trioserve.worker.device_load import CUDA, Machine, load_device_runner
@@ -27,6 +28,8 @@ from trioserve.worker.prices import measure_prices
 from trioserve.worker.runner import ModelRunner, StepRunner
 from trioserve.worker.warm_up import run_once
 
+_NATIVE_ONLY: Final = ("int8", "int4", "fp8")
+"""Values of settings that torch's layers on a CPU cannot obey."""
 _WARM_UP_TOKENS: Final = 16
 _WARM_UP_SEQS: Final = 64
 """Decodes of every batch size up to it are part of a full warm-up of torch's layers: the first product of each number
@@ -54,37 +57,43 @@ def load_runner(
     Raises:
         ModelError: The folder, the settings or the machine are not up to it; one sentence.
     """
-    phases = Phases(started)
-    phases.end("imports")
     if config.device == "cuda":
+        phases = Phases(started)
+        phases.end("imports")
         own = grammars or Grammars(config)
         return load_device_runner(config, report, phases, own, meanwhile=meanwhile, machine=machine)
-    return _load_on_cpu(config, report, phases, grammars or Grammars(config), meanwhile)
+    return load_cpu_runner(config, report, started, grammars, meanwhile=meanwhile)
 
 
-def _load_on_cpu(
+def load_cpu_runner(
     config: WorkerConfig,
     report: Callable[[LoadProgress], None],
-    phases: Phases,
-    grammars: Grammars,
-    meanwhile: Callable[[], None],
+    started: float,
+    grammars: Grammars | None = None,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[StepRunner, WorkerReady]:
-    """``load_runner``, by native code or torch's layers."""
-    crew = _crew(config, usable_cores().share(config.tp_rank, config.tp_size))
+    """``load_runner`` with device "cpu", by native code or torch's layers."""
+    phases = Phases(started)
+    phases.end("imports")
+    _refuse_spread(config)
+    crew = _crew(config, usable_cores().share(config.local_rank, config.num_local_ranks))
     torch.set_num_threads(crew.num_threads)
     folder = Path(config.model_path)
     shape = read_config(folder)
     Part(config.tp_rank, config.tp_size).refuse_uneven(shape)
-    dtype = resolve_dtype(folder, shape, config.dtype)
+    dtype = _dtype(folder, shape, config)
     quantization = _quantization(config)
     refuse_quantization(shape, dtype, quantization)
     why = obstacle(shape, dtype)
+    if why is None and config.spread is not None:
+        why = "its ranks are on several machines"
     if config.batch_invariant and why is not None:
         raise ModelError(
             f"batch_invariant cannot be obeyed: {why}; leave it out, or choose another model or dtype"
         )
     layout = cache_layout(config.kv_cache_dtype, shape, dtype)
-    ranks = _meet(config, is_native=obstacle(shape, dtype) is None)
+    ranks = _meet(config, is_native=why is None)
     sums = ranks if isinstance(ranks, GroupRanks) else None
     part = Part(ranks.tp_rank, ranks.tp_size, sums)
     model = Decoder(shape, dtype, config.max_model_len, part)
@@ -92,15 +101,15 @@ def _load_on_cpu(
     if config.load_format == "dummy":
         dummy_weights(model, config.seed, progress)
     else:
-        load_weights(model, folder, progress, may_borrow=obstacle(shape, dtype) is None)
+        load_weights(model, folder, progress, may_borrow=why is None)
     phases.end("weights mapped")
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
     exchange = ranks if isinstance(ranks, Exchange) else None
     decoder = model.pack(crew, quantization, progress, layout=layout, exchange=exchange, meanwhile=meanwhile)
     phases.end("packed")
     kv_cache = allocate_kv_cache(part.shape(shape), config, layout, ranks)
-    runner = _runner(model, kv_cache, grammars, ranks, config)
-    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=obstacle(shape, dtype) is not None)
+    runner = _runner(model, kv_cache, grammars or Grammars(config), ranks, config)
+    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=why is not None)
     prices = (
         []
         if config.speculation is None
@@ -159,13 +168,32 @@ def _crew(config: WorkerConfig, cores: Cores) -> Crew:
     return Crew(num_threads, cores.cpus[:num_threads] if is_pinned else ())
 
 
+def _dtype(folder: Path, shape: DecoderConfig, config: WorkerConfig) -> torch.dtype:
+    """What is computed in. With auto a quantized checkpoint is in bfloat16: the float16 that most of them name is that
+    of the kernels they were made for, and here would be layers that need every matrix in 16 bits."""
+    if config.dtype == "auto" and shape.quantization is not None:
+        return torch.bfloat16
+    return resolve_dtype(folder, shape, config.dtype)
+
+
 def _quantization(config: WorkerConfig) -> Quantization:
-    for quantization in QUANTIZATIONS:
+    known: tuple[Quantization, ...] = ("auto", *QUANTIZATIONS)
+    for quantization in known:
         if quantization == config.quantization:
             return quantization
-    raise ModelError(
-        f"quantization {config.quantization} is not supported, only {', '.join(QUANTIZATIONS)} are"
-    )
+    raise ModelError(f"quantization {config.quantization} is not supported, only {', '.join(known)} are")
+
+
+def _refuse_spread(config: WorkerConfig) -> None:
+    """See to it that ranks of several machines are not asked for what torch's layers cannot do."""
+    if config.spread is None:
+        return
+    for name, value in (("quantization", config.quantization), ("kv_cache_dtype", config.kv_cache_dtype)):
+        if value in _NATIVE_ONLY:
+            raise ModelError(
+                f"{name} {value} needs the native decoder, whose ranks share one machine's memory, and these are on "
+                "several: leave it out"
+            )
 
 
 def _meet(config: WorkerConfig, *, is_native: bool) -> Ranks:
@@ -174,7 +202,7 @@ def _meet(config: WorkerConfig, *, is_native: bool) -> Ranks:
         return ALONE
     if is_native:
         return Exchange(config.meeting_fd, config.tp_rank, config.tp_size)
-    return join_gloo(config.meeting_fd, config.tp_rank, config.tp_size)
+    return join_gloo(config.meeting_fd, config.tp_rank, config.tp_size, config.meeting_address)
 
 
 def _warm_up(runner: StepRunner, config: WorkerConfig, num_blocks: int, *, makes_kernels: bool) -> None:

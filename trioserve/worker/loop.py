@@ -20,16 +20,20 @@ from trioserve.worker.load import load_runner
 from trioserve.worker.phases import Phases
 
 
-def serve(sock: socket.socket, started: float, machine: Machine = CUDA) -> int:
+def serve(sock: socket.socket, started: float, model_path: str = "", *, machine: Machine = CUDA) -> int:
     """Run until the front closes the socket; returns the exit code.
 
-    Whatever goes wrong is told to the front in the last frame; the traceback goes to stderr. ``machine`` is where
-    device "cuda" is found.
+    Whatever goes wrong is told to the front in the last frame; the traceback goes to stderr.
+
+    Args:
+        started: ``time.monotonic()`` when the process began.
+        model_path: Where the model is, if the front does not say.
+        machine: Where device "cuda" is found.
     """
     channel = Channel(sock)
     try:
-        _run(channel, started, machine)
-    except (BrokenPipeError, ConnectionResetError):
+        _run(channel, started, model_path, machine)
+    except (BrokenPipeError, ConnectionResetError, TimeoutError):
         return 0  # the front is gone, and nobody is left to tell
     except RankLost as exc:
         print(f"a rank waits for its end, since another one is gone: {exc}", file=sys.stderr)
@@ -44,12 +48,13 @@ def serve(sock: socket.socket, started: float, machine: Machine = CUDA) -> int:
     return 0
 
 
-def _run(channel: Channel, started: float, machine: Machine) -> None:
+def _run(channel: Channel, started: float, model_path: str, machine: Machine) -> None:
     config = channel.receive()
     if config is None:
         return
     if not isinstance(config, WorkerConfig):
         raise WireError(f"the first frame is a {type(config).__name__}, not a WorkerConfig")
+    config = structs.replace(config, model_path=config.model_path or model_path)
     grammars = Grammars(config)
     with GrammarThread(grammars, channel.send) as thread:
         runner, ready = load_runner(
