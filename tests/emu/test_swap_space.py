@@ -45,7 +45,10 @@ class CopyingDevice:
     def peak_bytes(self, work: Callable[[], object]) -> int:
         raise NotImplementedError
 
-    def record(self) -> Event:
+    def kept_bytes(self, work: Callable[[], object]) -> int:
+        raise NotImplementedError
+
+    def record(self, *, timed: bool = False) -> Event:
         raise NotImplementedError
 
     def capture(self, work: Callable[[], object]) -> Graph:

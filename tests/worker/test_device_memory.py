@@ -46,7 +46,10 @@ class Numbers:
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         raise NotImplementedError
 
-    def record(self) -> Event:
+    def kept_bytes(self, work: Callable[[], object]) -> int:
+        raise NotImplementedError
+
+    def record(self, *, timed: bool = False) -> Event:
         raise NotImplementedError
 
     def capture(self, work: Callable[[], object]) -> Graph:

@@ -1,6 +1,8 @@
 """Step plans on an emulated device: the tokens are those of torch's layers on the CPU, however steps are started."""
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +51,7 @@ def thinking(max_tokens: int) -> ThinkingBudget:
     )
 
 
-def both(folder: Path, device: EmulatedDevice, **changes: object) -> tuple[Front, Front]:
+def both(folder: Path, device: EmulatedDevice, **changes: Any) -> tuple[Front, Front]:
     """A front over the device, and one over the CPU."""
     torch.set_num_threads(1)
     return device_front(folder, device, **changes)[0], Front.of(folder, **SMALL | changes)
@@ -345,4 +347,7 @@ def test_times_are_of_the_device_for_who_asks(folder: Path, device: EmulatedDevi
     front.step(s0=5)
     front.decode(2, 0)
     first, *others = runner.timeline
-    assert all(event.seconds_since(first) > 0 for event in others)
+    assert len(others) == 2
+    for before, after in pairwise([first, *others]):
+        assert after.start.seconds_since(before.end) > 0
+        assert after.end.seconds_since(after.start) > 0

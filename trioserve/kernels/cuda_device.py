@@ -98,7 +98,7 @@ class CudaDevice:
         if math.prod(shape) * dtype.itemsize < _LARGE_BYTES:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         pinned = torch.empty(shape, dtype=dtype)
-        error = int(torch.cuda.cudart().cudaHostRegister(pinned.data_ptr(), pinned.nbytes, _PORTABLE))
+        error = int(torch.cuda.cudart().cudaHostRegister(pinned.data_ptr(), pinned.nbytes, _PORTABLE))  # type: ignore[no-untyped-call]
         if error:
             raise RuntimeError(f"{pinned.nbytes} bytes cannot be pinned, cudaHostRegister answers {error}")
         self._pinned.append(pinned)  # freed memory must not be pinned

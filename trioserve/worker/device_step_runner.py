@@ -60,6 +60,17 @@ class DeviceShape:
     batch_invariant: bool = False
 
 
+class StepTimes(NamedTuple):
+    """When a step had its inputs and when its results were on their way, on the device's clock.
+
+    What comes to an idle device is as early as its launch: where the host is late, ``start`` is by that of the layers,
+    some microseconds. The time between two ends has all of it.
+    """
+
+    start: Event
+    end: Event
+
+
 class Work(NamedTuple):
     """What a step computes."""
 
@@ -98,8 +109,9 @@ class DeviceStepRunner(ABC):
         swaps: Swaps | None = None,
     ) -> None:
         """``share_tokens``: where there are several ranks, what gives all of them those of rank 0, on the device."""
-        self.timeline: list[Event] | None = None
-        """The ends of steps, for who puts a list here; they take the device's time then."""
+        self.timeline: list[StepTimes] | None = None
+        """Of steps, for who puts a list here; they take the device's time then."""
+        self._start: Event | None = None
         self._model = model
         self._device = device
         self._shape = shape
@@ -189,7 +201,8 @@ class DeviceStepRunner(ABC):
         chosen, scored = self._compute(work, plan.num_drafts, region) if work.slots.size else (None, [])
         event = self._device.record(timed=self.timeline is not None)
         if self.timeline is not None:
-            self.timeline.append(event)
+            self.timeline.append(StepTimes(self._start or event, event))
+            self._start = None
         return Pending(self._finish, plan.step_id, region, started_s, chosen, scored, event)
 
     # --- tables ---
@@ -284,6 +297,7 @@ class DeviceStepRunner(ABC):
         )
         block_ids = table.block_tables[slots, (work.ends - 1) // shape.block_size].astype(np.int64)
         self._inputs.send_decodes(slots, work.ends, block_ids, num_rows, split_size, region)
+        self._note_start()
         if bucket is None:
             return self._logits(self._inputs.decodes(num_rows, num_splits))
         self._graphs.forward(bucket)
@@ -295,7 +309,9 @@ class DeviceStepRunner(ABC):
         stretches = self._scorer.stretches(work.slots, counts, work.ends)
         rows = [counts.cumsum()[samples] - 1]
         rows += [np.arange(first, first + count) for _, first, _, count in stretches]
-        hidden = self._model(self._mixed(work, np.concatenate(rows), region), self._caches)
+        batch = self._mixed(work, np.concatenate(rows), region)
+        self._note_start()
+        hidden = self._model(batch, self._caches)
         num_samples = len(rows[0])
         scored = self._score(stretches, hidden[num_samples:])
         if not num_samples:
@@ -303,6 +319,11 @@ class DeviceStepRunner(ABC):
         slots = work.slots[samples]
         self._inputs.send_samples(slots, table.num_tokens[slots], num_samples, region)
         return self._model.compute_logits(hidden[:num_samples]), scored
+
+    def _note_start(self) -> None:
+        """What comes next are the layers of a step."""
+        if self.timeline is not None:
+            self._start = self._device.record(timed=True)
 
     # --- what the device is told ---
 
