@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tests.emu.emulated_device import EmulatedDevice
-from tests.emu.works import make_device
 from tests.model.checkpoints import Checkpoints, prompt_of
 from tests.worker.device_front import SMALL, on
 from tests.worker.driver import Front, worker_config
@@ -26,12 +25,6 @@ from trioserve.core.step import (
 )
 from trioserve.errors import KernelError
 from trioserve.worker.loop import serve
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
-    torch.set_num_threads(1)
-    return make_device(tmp_path_factory.mktemp("kernels"), "fp16")
 
 
 @pytest.fixture(scope="module")

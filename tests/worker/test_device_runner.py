@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from msgspec import structs
 
 import trioserve.builtin
 from tests.emu.emulated_device import EmulatedDevice
-from tests.emu.works import make_device
 from tests.model.checkpoints import Checkpoints, prompt_of
 from tests.worker.device_front import SMALL, device_front
 from tests.worker.driver import GREEDY, Front
@@ -24,12 +23,6 @@ from trioserve.core.step import Admission, SlotWork, StepPlan
 
 MODEL = "qwen3-tied"
 BUILTIN = Path(trioserve.builtin.__file__).parent / "model"
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
-    torch.set_num_threads(1)
-    return make_device(tmp_path_factory.mktemp("kernels"), "fp16")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +47,9 @@ def thinking(max_tokens: int) -> ThinkingBudget:
 def both(folder: Path, device: EmulatedDevice, **changes: Any) -> tuple[Front, Front]:
     """A front over the device, and one over the CPU."""
     torch.set_num_threads(1)
-    return device_front(folder, device, **changes)[0], Front.of(folder, **SMALL | changes)
+    return device_front(folder, device, **changes)[0], Front.of(
+        folder, **cast("dict[str, Any]", SMALL | changes)
+    )
 
 
 def test_greedy_tokens_are_those_of_the_cpu_in_every_way_to_compute_them(

@@ -27,7 +27,7 @@ from trioserve.model.device import DeviceDecoder
 from trioserve.model.ranks import ALONE, Ranks
 from trioserve.sampling.device_sampler import Choice
 from trioserve.worker.device_steps import DecodeGraphs, DeviceSlots, StepInputs
-from trioserve.worker.pending import Chosen, Finish, Pending, Rounds
+from trioserve.worker.pending import Chosen, Finish, Pending, Rounds, StepTimes
 from trioserve.worker.scoring import PromptScorer, Stretch
 from trioserve.worker.slots import SlotTable
 
@@ -58,17 +58,6 @@ class DeviceShape:
     num_kv_heads: int
     """That are here."""
     batch_invariant: bool = False
-
-
-class StepTimes(NamedTuple):
-    """When a step had its inputs and when its results were on their way, on the device's clock.
-
-    What comes to an idle device is as early as its launch: where the host is late, ``start`` is by that of the layers,
-    some microseconds. The time between two ends has all of it.
-    """
-
-    start: Event
-    end: Event
 
 
 class Work(NamedTuple):

@@ -16,6 +16,17 @@ from trioserve.sampling.constraint import Turn
 from trioserve.sampling.device_sampler import Readout, Wanted, records
 
 
+class StepTimes(NamedTuple):
+    """When a step had its inputs and when its results were on their way, on the device's clock.
+
+    What comes to an idle device is as early as its launch: where the host is late, ``start`` is by that of the layers,
+    some microseconds. The time between two ends has all of it.
+    """
+
+    start: Event
+    end: Event
+
+
 class Finish:
     """Ends steps, in whatever thread their results are made: gives back what they held, and times them."""
 
