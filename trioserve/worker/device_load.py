@@ -92,7 +92,7 @@ def load_device_runner(
 
 def _num_threads(config: WorkerConfig) -> int:
     """For what is left to the host: as many as told, at most this rank's share of the cores."""
-    share = max(1, usable_cores().count // config.tp_size)
+    share = max(1, usable_cores().count // config.num_local_ranks)
     return min(config.num_threads or share, share)
 
 
