@@ -90,11 +90,20 @@ $(COMPAT)/%/.installed: tests/compat/%.txt
 	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
-# Not part of `test`, which has a short run of it: make fuzz FUZZ_SECONDS=3600
+# Not part of `test`, which has short runs of both: schemathesis against the server for FUZZ_SECONDS, then each target of
+# tests/fuzz/targets for FUZZ_TARGET_SECONDS, led by coverage: make fuzz FUZZ_SECONDS=3600 FUZZ_TARGET_SECONDS=600
 FUZZ_SECONDS ?= 600
+FUZZ_TARGET_SECONDS ?= 60
+FUZZ_TARGETS ?= $(patsubst tests/fuzz/targets/%.py,%,$(filter-out %/__init__.py,$(wildcard tests/fuzz/targets/*.py)))
 
-fuzz: setup
+fuzz: setup $(VENV)/.atheris
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+	@for target in $(FUZZ_TARGETS); do echo "fuzzing $$target"; \
+		$(BIN)/python -m tests.fuzz.guided $$target $(VENV)/fuzz/$$target $(FUZZ_TARGET_SECONDS) || exit 1; done
+
+$(VENV)/.atheris: $(VENV)/.installed
+	$(PIP) install atheris==3.0.0
+	@touch $@
 
 # Not part of `test`, which has a short form of it: make chaos CHAOS_ROUNDS=5
 CHAOS_ROUNDS ?= 1
@@ -105,7 +114,7 @@ chaos: setup
 # After a change of constraints.txt. torch is left out: see above.
 lock:
 	test -x $(VENV)/lock/bin/pip-compile || { $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install --quiet pip-tools; }
-	grep -v '^torch==' constraints.txt | sed "s/^nvidia-.*/& ; sys_platform == 'linux'/" > $(VENV)/requirements.in
+	grep -v '^torch==' constraints.txt | sed -E "s/^(cuda|cupy|nvidia)-.*/& ; sys_platform == 'linux'/" > $(VENV)/requirements.in
 	@echo "# What constraints.txt pins, but torch, with the hashes of what may be installed for it: made by \`make lock\`." > requirements.lock
 	$(VENV)/lock/bin/pip-compile --quiet --generate-hashes --no-annotate --no-header --allow-unsafe --strip-extras \
 		--no-emit-index-url --no-emit-find-links --no-emit-options -o - $(VENV)/requirements.in >> requirements.lock

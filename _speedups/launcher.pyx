@@ -1,12 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, auto_pickle=False, autotestdict=False
-"""Kernels of an NVIDIA GPU, loaded and started through its driver, which is opened when it is first asked for.
+"""Kernels of an NVIDIA GPU, started through its driver, which is opened when it is first asked for.
 
 A launcher is bound to a kernel once: which function, what block, what kinds of arguments. A launch then writes numbers
 into one buffer and calls the driver, some 0.2 us of our own; nothing is looked up and no object is made.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.long cimport PyLong_Check
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
@@ -25,25 +24,15 @@ cdef extern from *:
     """
     typedef int (*launch_function)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*,
                                    void**, void**);
-    typedef int (*init_function)(unsigned);
     typedef int (*version_function)(int*);
-    typedef int (*load_function)(void**, const void*);
-    typedef int (*find_function)(void**, void*, const char*);
-    typedef int (*set_function)(void*, int, int);
     typedef int (*explain_function)(int, const char**);
     """
     ctypedef int (*launch_function)(
         void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**) noexcept nogil
-    ctypedef int (*init_function)(unsigned) noexcept nogil
     ctypedef int (*version_function)(int*) noexcept nogil
-    ctypedef int (*load_function)(void**, const void*) noexcept nogil
-    ctypedef int (*find_function)(void**, void*, const char*) noexcept nogil
-    ctypedef int (*set_function)(void*, int, int) noexcept nogil
     ctypedef int (*explain_function)(int, const char**) noexcept nogil
 
 cdef enum:
-    DYNAMIC_SHARED_BYTES = 8   # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    DEFAULT_SHARED_BYTES = 48 * 1024
     MAX_THREADS = 1024
 
 
@@ -51,11 +40,7 @@ cdef enum:
 cdef class Driver:
     """The driver's library, and what of it is needed here."""
 
-    cdef init_function _init
     cdef version_function _version
-    cdef load_function _load
-    cdef find_function _find
-    cdef set_function _set
     cdef explain_function _explain
     cdef launch_function _launch
     cdef readonly str path
@@ -65,14 +50,9 @@ cdef class Driver:
         if library is NULL:
             raise KernelError(f"the NVIDIA driver cannot be loaded ({dlerror().decode()}): install it, or use a CPU")
         self.path = path
-        self._init = <init_function>self._symbol(library, b"cuInit")
         self._version = <version_function>self._symbol(library, b"cuDriverGetVersion")
-        self._load = <load_function>self._symbol(library, b"cuModuleLoadData")
-        self._find = <find_function>self._symbol(library, b"cuModuleGetFunction")
-        self._set = <set_function>self._symbol(library, b"cuFuncSetAttribute")
         self._explain = <explain_function>self._symbol(library, b"cuGetErrorString")
         self._launch = <launch_function>self._symbol(library, b"cuLaunchKernel")
-        self._check(self._init(0), "the NVIDIA driver")
 
     cdef void* _symbol(self, void* library, bytes name) except NULL:
         cdef void* symbol = dlsym(library, name)
@@ -94,27 +74,6 @@ cdef class Driver:
         cdef int version = 0
         self._check(self._version(&version), "cuDriverGetVersion")
         return version
-
-    def load(self, bytes image, str name, int shared_bytes=0):
-        """Load a cubin into the current context and find the kernel ``name``, mangled, in it.
-
-        Returns:
-            The address of the driver's function; it and the image's module stay until the process ends.
-        Raises:
-            KernelError: The driver refuses it; often it is too old for the compiler.
-        """
-        cdef void* module = NULL
-        cdef void* function = NULL
-        cdef int result
-        cdef const char* start = PyBytes_AS_STRING(image)
-        with nogil:
-            result = self._load(&module, start)
-        self._check(result, f"loading {name} with a driver for CUDA {self.version / 1000:g}")
-        encoded = name.encode()
-        self._check(self._find(&function, module, encoded), f"finding {name}")
-        if shared_bytes > DEFAULT_SHARED_BYTES:
-            self._check(self._set(function, DYNAMIC_SHARED_BYTES, shared_bytes), f"{shared_bytes} bytes for {name}")
-        return <uintptr_t>function
 
 
 @cython.final

@@ -22,10 +22,17 @@ from trioserve.kernels.copy_blocks import KERNEL as COPY_KERNEL
 from trioserve.kernels.copy_blocks import copy_blocks_gpu
 from trioserve.kernels.invariant_linear import SOME, invariant_linear_gpu, invariant_linear_ref
 from trioserve.kernels.invariant_linear import kernel as invariant_kernel
-from trioserve.kernels.paged_attention_gpu import decode_kernel, merge_kernel, prefill_kernel, single_kernel
+from trioserve.kernels.paged_attention_gpu import (
+    decode_kernel,
+    merge_kernel,
+    prefill_kernel,
+    single_kernel,
+    sm90_prefill_kernel,
+)
 from trioserve.kernels.quantized_linear import (
     channel_kernel,
     group_kernel,
+    merge_products_kernel,
     pack_codes,
     pack_nibbles,
     quantize_int4,
@@ -65,6 +72,20 @@ def attention(gpu: EmulatedGpu) -> None:
         )
         plan, options = batch.plan(), Options(10.0, 40)
         assert error(batch.run(gpu.taking(7), plan, options), batch.expected(plan, options)) < TOLERANCE[BF16]
+
+
+def attention_of_warpgroups(gpu: EmulatedGpu) -> None:
+    batch = make_batch(
+        [(20, 170), (3, 3)],
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=64,
+        block_size=16,
+        dtype=BF16,
+        kv_dtype=BF16,
+    )
+    plan, options = batch.plan(), Options(10.0, 140)
+    assert error(batch.run(gpu.taking(7), plan, options), batch.expected(plan, options)) < TOLERANCE[BF16]
 
 
 def others(gpu: EmulatedGpu) -> None:
@@ -108,19 +129,21 @@ def sampling(gpu: EmulatedGpu) -> None:
 
 
 def products(gpu: EmulatedGpu) -> None:
-    weight = random(17, 192, dtype=torch.float32)
+    """Of a depth that is split and of one that is not, with a bias; and one that no batch changes."""
+    deep, flat = random(17, 2112, dtype=torch.float32), random(17, 192, dtype=torch.float32)
+    x, bias = random(20, 2112, dtype=BF16), random(17, dtype=BF16)
     packed = (
-        pack_codes(*quantize_int8(weight)),
-        pack_nibbles(*quantize_int4(weight, group_size=32), has_zero_points=False, dtype=BF16),
+        pack_codes(*quantize_int8(deep)),
+        pack_nibbles(*quantize_int4(flat, group_size=32), has_zero_points=False, dtype=BF16),
     )
-    x = random(20, 192, dtype=BF16)
-    dense, bias = weight.to(BF16), weight[:, 0].to(BF16).contiguous()
-    found, exact = invariant_linear_gpu(gpu, x, dense, bias), invariant_linear_ref(x, dense, bias)
+    rows, dense = x[:, :192], flat.to(BF16)
+    found, exact = invariant_linear_gpu(gpu, rows, dense, bias), invariant_linear_ref(rows, dense, bias)
     assert float((found.double() - exact.double()).abs().max() / exact.abs().max()) < 2.0**-8
-    x = x[:9]
     for of in packed:
-        for tokens in (x, x[:1]):
-            found, exact = quantized_linear_gpu(gpu, tokens, of), quantized_linear_ref(tokens, of)
+        for num_tokens in (9, 1):
+            tokens = x[:num_tokens, : of.in_size]
+            found, exact = quantized_linear_gpu(gpu, tokens, of, bias), quantized_linear_ref(tokens, of, bias)
+            assert (gpu.launched[-1][0].base == "merge_products") == (of.in_size == 2112)
             assert float((found.double() - exact.double()).abs().max() / exact.abs().max()) < 2.0**-8
 
 
@@ -139,18 +162,21 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     kernels = [
         merge_kernel("bf16"),
+        sm90_prefill_kernel("bf16", 64),
         *(make("bf16", "e4m3", HEAD_DIM) for make in (decode_kernel, prefill_kernel, single_kernel)),
         rope_store_kernel("bf16", "e4m3", HEAD_DIM),
         norm_kernel("bf16", 8, THREADS, 1),
         activation_kernel("bf16", "gelu_tanh", 8),
         COPY_KERNEL,
         *(survey_kernel("bf16", 4), edit_kernel("bf16", 4), WEIGH, CHOOSE, SCORE),
+        merge_products_kernel("bf16"),
         *(channel_kernel("bf16", "u8", num_tiles) for num_tiles in (0, 2)),
         *(group_kernel("bf16", True, num_tiles) for num_tiles in (0, 2)),
         invariant_kernel("bf16", SOME),
     ]
     gpu = emulated(kernels, emulate=partial(build, folder=folder))
     attention(gpu)
+    attention_of_warpgroups(gpu.of("sm_90a"))
     others(gpu)
     sampling(gpu)
     products(gpu)

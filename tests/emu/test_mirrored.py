@@ -47,7 +47,7 @@ def test_slices_lie_there_as_they_do_here(gpu: MirroredGpu) -> None:
 def test_tensors_of_one_memory_share_it_there(gpu: MirroredGpu) -> None:
     """Queries and keys are slices of one projection: what one launch makes of both comes back, and nothing else."""
     both = random(2, 5, 64, dtype=torch.bfloat16)
-    before, (q, k, rest) = both.clone(), both.split([2, 1, 2], dim=1)
+    before, (q, k, rest) = both.clone(), torch.split(both, [2, 1, 2], dim=1)
     table = torch.stack((torch.zeros(4, 32), torch.ones(4, 32)), dim=1)  # a quarter turn
     rope.apply_rope_gpu(gpu, q, k, torch.tensor([1, 3]), table, interleaved=False)
     expected = before.clone()

@@ -15,7 +15,7 @@ from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Admission, LoadProgress, SlotWork, StepPlan, WorkerConfig
 from trioserve.errors import EngineError, ModelError, SettingsError, WorkerDied
 from trioserve.executor.executor import ProcessExecutor, run_ranks
-from trioserve.executor.rank import launch_ranks
+from trioserve.executor.rank import LocalRank, launch_ranks
 from trioserve.settings.gpus import Gpus
 
 CONFIG = {
@@ -64,6 +64,11 @@ async def started(config: WorkerConfig) -> AsyncIterator[ProcessExecutor]:
         yield executor
 
 
+def pids(executor: ProcessExecutor) -> list[int]:
+    """The processes of ranks that are all here."""
+    return [rank.pid for rank in executor._ranks if isinstance(rank, LocalRank)]
+
+
 def _ignore(progress: LoadProgress) -> None:
     assert progress.loaded_bytes <= progress.total_bytes
 
@@ -91,7 +96,7 @@ async def test_plans_lie_ahead_of_results_and_tokens_feed_the_next_step(worker_c
         for step_id in range(1, 5):
             await executor.submit(plan(step_id, SlotWork(0, 1, [])))
         results = [await executor.result() for _ in range(5)]
-        pid = executor._ranks[0].pid
+        (pid,) = pids(executor)
     assert [result.step_id for result in results] == [0, 1, 2, 3, 4]
     assert all(len(result.sampled) == 1 for result in results)
     assert not is_alive(pid)
@@ -102,14 +107,14 @@ async def test_a_killed_rank_is_noticed_within_a_second(worker_config: WorkerCon
         pytest.RaisesExc(WorkerDied, match="rank 0 was killed by SIGKILL"), flatten_subgroups=True
     ):
         async with started(worker_config) as executor:
-            os.kill(executor._ranks[0].pid, signal.SIGKILL)
+            os.kill(pids(executor)[0], signal.SIGKILL)
             with trio.fail_after(1.0):
                 await executor.result()
 
 
 async def test_a_stopped_rank_is_ended_all_the_same(worker_config: WorkerConfig) -> None:
     async with started(worker_config) as executor:
-        pid = executor._ranks[0].pid
+        (pid,) = pids(executor)
         os.kill(pid, signal.SIGSTOP)
         with trio.move_on_after(0.2) as scope:
             await executor.result()
@@ -120,7 +125,7 @@ async def test_a_stopped_rank_is_ended_all_the_same(worker_config: WorkerConfig)
 async def test_the_terminals_signals_do_not_end_a_rank(worker_config: WorkerConfig) -> None:
     async with started(worker_config) as executor:
         for signum in (signal.SIGINT, signal.SIGTERM):
-            os.kill(executor._ranks[0].pid, signum)
+            os.kill(pids(executor)[0], signum)
         await executor.submit(plan(0, SlotWork(0, 3, []), admitted=[admission()]))
         assert (await executor.result()).step_id == 0
 

@@ -1,7 +1,11 @@
-// stub_driver.cpp: the functions of libcuda.so.1 that a launcher asks for, for machines without a GPU. It notes what it
-// is told, and fails where the test says so.
+// stub_driver.cpp: the functions of libcuda.so.1 that CuPy's loading of modules and a launcher ask for, for machines
+// without a GPU. It notes what it is told, and fails where the test says so.
 #include <cstdint>
 #include <cstring>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <string>
 
 extern "C" {
 
@@ -12,34 +16,63 @@ struct Launch {
     uint64_t values[32];
 };
 
-Launch last;
-int num_values = 0;       // of the next launch, 8 bytes each are read
-int num_launches = 0;
-int fails = 0;            // what cuLaunchKernel returns
-int attribute_bytes = 0;  // what cuFuncSetAttribute was told
-const void* image = nullptr;
+struct Function {
+    const char* path;  // of its module
+    const char* name;
+    int shared_bytes;  // that a launch may ask for
+};
 
-int cuInit(unsigned) { return 0; }
-int cuDriverGetVersion(int* version) {
-    *version = 13000;
+struct Module {
+    std::string path, content;
+    std::map<std::string, Function> functions;
+};
+
+Launch last;
+int num_values = 0;  // of the next launch, 8 bytes each are read
+int num_launches = 0;
+int fails = 0;       // what cuLaunchKernel returns
+int version = 13000;
+
+int cuDriverGetVersion(int* found) {
+    *found = version;
     return 0;
 }
-int cuModuleLoadData(void** module, const void* data) {
-    if (!std::memcmp(data, "bad", 3)) return 200;
-    image = *module = const_cast<void*>(data);
+int cuModuleLoad(Module** module, const char* path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) return 301;
+    std::string content{std::istreambuf_iterator<char>(file), {}};
+    if (content.compare(0, 4, "\x7f" "ELF")) return 200;
+    *module = new Module{path, content, {}};
     return 0;
 }
-int cuModuleGetFunction(void** function, void* module, const char* name) {
-    if (!std::strcmp(name, "absent")) return 500;
-    *function = static_cast<char*>(module) + 1;
+int cuModuleUnload(Module*) { return 0; }
+int cuModuleGetFunction(Function** function, Module* module, const char* name) {
+    if (module->content.find(name) == std::string::npos) return 500;
+    const auto [at, is_new] = module->functions.try_emplace(name);
+    if (is_new) at->second = {module->path.c_str(), at->first.c_str(), 48 << 10};
+    *function = &at->second;
     return 0;
 }
-int cuFuncSetAttribute(void*, int attribute, int value) {
-    attribute_bytes = attribute == 8 ? value : -1;
+int cuFuncGetAttribute(int* value, int attribute, Function* function) {
+    if (attribute != 8) return 1;
+    *value = function->shared_bytes;
+    return 0;
+}
+int cuFuncSetAttribute(Function* function, int attribute, int value) {
+    if (attribute != 8 || value > 227 << 10) return 1;
+    function->shared_bytes = value;
+    return 0;
+}
+int cuGetErrorName(int, const char** text) {
+    *text = "CUDA_ERROR_OF_STUB";
     return 0;
 }
 int cuGetErrorString(int error, const char** text) {
-    *text = error == 200 ? "device kernel image is invalid" : error == 500 ? "named symbol not found" : nullptr;
+    *text = error == 1     ? "invalid argument"
+            : error == 200 ? "device kernel image is invalid"
+            : error == 301 ? "file not found"
+            : error == 500 ? "named symbol not found"
+                           : nullptr;
     return 0;
 }
 int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned block_x, unsigned block_y,

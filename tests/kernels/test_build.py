@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,10 +96,12 @@ def test_a_kernel_is_compiled_once(tmp_path: Path) -> None:
     first = Builder("sm_90a", tmp_path, compiler=lambda: compiler).get(KERNEL)
     again = Builder("sm_90a", tmp_path, compiler=lambda: compiler).get(KERNEL)
     assert first == again
-    assert (first.image, first.mangled, first.usage.registers) == (b"\x7fELF\nimage\n", "_Z4name", 40)
+    assert (first.path.read_bytes(), first.mangled) == (b"\x7fELF\nimage\n", "_Z4name")
+    assert (first.usage.registers, first.cuda) == (40, "13.0")
     Builder("sm_80", tmp_path, compiler=lambda: compiler).get(KERNEL)
     assert compiler.compiled == [(KERNEL.name, "sm_90a"), (KERNEL.name, "sm_80")]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.cubin"))) == 2
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in tmp_path.iterdir())
 
 
 def test_a_filled_folder_needs_no_compiler(tmp_path: Path) -> None:
@@ -113,16 +116,29 @@ def test_a_filled_folder_needs_no_compiler(tmp_path: Path) -> None:
         builder.get(Kernel("rope.cu", "apply_rope<fp16, false, 8, 256>"))
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}\nimage", b"not json\n", b"{}"])
-def test_a_damaged_cubin_is_compiled_anew(tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize("damage", [b"", b"{}", b"not json", b"[]"])
+@pytest.mark.parametrize("suffix", [".cubin", ".json"])
+def test_a_damaged_cubin_is_compiled_anew(tmp_path: Path, suffix: str, damage: bytes) -> None:
     compiler = Counting()
     builder = Builder("sm_90a", tmp_path, compiler=lambda: compiler)
     whole = builder.get(KERNEL)
-    path = builder.path(KERNEL)
+    path = builder.path(KERNEL).with_suffix(suffix)
     for text in (damage, path.read_bytes()[:-3]):
         path.write_bytes(text)
         assert builder.get(KERNEL) == whole
-    assert len(compiler.compiled) == 3
+    path.unlink()
+    assert builder.get(KERNEL) == whole
+    assert len(compiler.compiled) == 4
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    builder = Builder("sm_90a", file / "kernels", compiler=Counting)
+    with pytest.raises(
+        KernelError, match=r"cannot be kept \(.*file/kernels.*\): set XDG_CACHE_HOME to a folder"
+    ):
+        builder.get(KERNEL)
 
 
 @pytest.mark.parametrize(("addition", "is_same"), [("struct New {};\n", False), ("\n   // new\n", True)])
@@ -181,18 +197,22 @@ def has_nvrtc() -> bool:
 
 
 @pytest.mark.skipif(not has_nvrtc(), reason="NVRTC is not installed")
-def test_the_command_compiles_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_compiles_and_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no CuPy, too."""
+    monkeypatch.setitem(sys.modules, "cupy", None)
     nvrtc_module.nvrtc.cache_clear()
     arguments = ["--kernel-cache", str(tmp_path), "--only", "copy_blocks", "--compile-kernels"]
     assert command.main([*arguments, "sm_80", "sm_90a"]) == 0
     said = capsys.readouterr().out
     assert len(re.findall(r"^ +\d+ +0 +0  copy_blocks<256, 4>$", said, re.MULTILINE)) == 2
     assert said.count("1 kernels, none spills") == 2
-    cubins = list(tmp_path.iterdir())
-    assert sorted(path.name.split("-")[1] for path in cubins) == ["sm_80", "sm_90a"]
-    head, _, image = cubins[0].read_bytes().partition(b"\n")
-    assert json.loads(head)["mangled"].startswith("_Z11copy_blocks")
-    assert image.startswith(b"\x7fELF")
+    cubins = sorted(tmp_path.glob("*.cubin"))
+    assert [path.name.split("-")[1] for path in cubins] == ["sm_80", "sm_90a"]
+    words = json.loads(cubins[0].with_suffix(".json").read_bytes())
+    assert words["mangled"].startswith("_Z11copy_blocks") and words["cuda"] == nvrtc_module.nvrtc().version
+    assert cubins[0].read_bytes().startswith(b"\x7fELF")
     for wrong, sentence in (
         ("sm_50", "compiles for sm_.* to sm_.*, not for sm_50"),
         ("90", "'90' is no GPU arch"),

@@ -1,79 +1,40 @@
-"""Kernels are loaded and launched as the driver wants it; the driver here is a stub that notes what it is told."""
+"""Kernels are launched as the driver wants it; the driver here is a stub that notes what it is told."""
 
-import ctypes
-import struct
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.kernels.stub import Stub, build_stub
 from trioserve._speedups.launcher import Driver, Launcher
 from trioserve.errors import KernelError
 from trioserve.kernels.build import Builder, Built
 from trioserve.kernels.driver import CudaGpu, architecture_of, letters
+from trioserve.kernels.loader import Loaded
 from trioserve.kernels.nvrtc import Usage
 from trioserve.kernels.rms_norm import norm_kernel, rms_norm_gpu
 from trioserve.kernels.source import Kernel, signature
 from trioserve.kernels.store_kv import store_kv_gpu
 
-SOURCE = Path(__file__).with_name("stub_driver.cpp")
-
-
-class Launch(ctypes.Structure):
-    _fields_ = (
-        ("function", ctypes.c_uint64),
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
-        ("shared_bytes", ctypes.c_uint),
-        ("stream", ctypes.c_uint64),
-        ("values", ctypes.c_uint64 * 32),
-    )
-
-
-@dataclass
-class Stub:
-    """The stub, by what it noted and what it is told to do."""
-
-    driver: Driver
-    library: ctypes.CDLL
-
-    def number(self, name: str) -> ctypes.c_int:
-        return ctypes.c_int.in_dll(self.library, name)
-
-    @property
-    def last(self) -> Launch:
-        return Launch.in_dll(self.library, "last")
-
-    def values(self, letters: str) -> list[float]:
-        """Of the last launch, as kinds of arguments have them."""
-        formats = {"p": "Q", "i": "i", "l": "q", "u": "I", "f": "f"}
-        return [
-            struct.unpack_from(formats[letter], struct.pack("Q", value))[0]
-            for letter, value in zip(letters, self.last.values, strict=False)
-        ]
-
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    subprocess.run(["g++", "-O1", "-shared", "-fPIC", str(SOURCE), "-o", str(path)], check=True)
-    return path
+    return build_stub(tmp_path_factory.mktemp("driver"), "libstub.so")
 
 
 @pytest.fixture
 def stub(library: Path) -> Iterator[Stub]:
-    stub = Stub(Driver(str(library)), ctypes.CDLL(str(library)))
+    stub = Stub(library)
     yield stub
     stub.number("fails").value = stub.number("num_values").value = 0
 
 
 def launcher(stub: Stub, kinds: str, **options: Any) -> Launcher:
     stub.number("num_values").value = len(kinds)
-    return Launcher(stub.driver, 1234, "some<bf16>", kinds, (64, 2, 1), **options)
+    return Launcher(Driver(stub.path), 1234, "some<bf16>", kinds, (64, 2, 1), **options)
 
 
 def test_every_kind_of_argument_arrives_as_it_is(stub: Stub) -> None:
@@ -119,43 +80,43 @@ def test_bad_bindings_are_refused(stub: Stub) -> None:
         launcher(stub, "px")
     for block in ((0, 1, 1), (1025, 1, 1), (64, 64, 1)):
         with pytest.raises(ValueError, match="a block of"):
-            Launcher(stub.driver, 1, "k", "", block)
-
-
-def test_loading_names_what_is_wrong(stub: Stub) -> None:
-    assert stub.driver.version == 13000
-    stub.number("attribute_bytes").value = 0
-    assert stub.driver.load(b"image", "kernel", 48 << 10)
-    assert stub.number("attribute_bytes").value == 0
-    assert stub.driver.load(b"image", "kernel", 70000)
-    assert stub.number("attribute_bytes").value == 70000
-    with pytest.raises(KernelError, match="loading kernel with a driver for CUDA 13: CUDA error 200"):
-        stub.driver.load(b"bad", "kernel")
-    with pytest.raises(KernelError, match="finding absent: CUDA error 500, named symbol not found"):
-        stub.driver.load(b"image", "absent")
+            Launcher(Driver(stub.path), 1, "k", "", block)
 
 
 def test_a_driver_that_is_not_there_or_too_old_is_named(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match=r"the NVIDIA driver cannot be loaded .*: install it, or use a CPU"):
         Driver(str(tmp_path / "libcuda.so.1"))
     source, path = tmp_path / "old.cpp", tmp_path / "libold.so"
-    source.write_text('extern "C" int cuInit(unsigned) { return 0; }')
+    source.write_text('extern "C" int cuDriverGetVersion(int*) { return 0; }')
     subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
-    with pytest.raises(KernelError, match="has no cuDriverGetVersion: install a newer NVIDIA driver"):
+    with pytest.raises(KernelError, match="has no cuGetErrorString: install a newer NVIDIA driver"):
         Driver(str(path))
+
+
+def test_the_version_is_the_drivers(stub: Stub) -> None:
+    stub.number("version").value = 12080
+    assert Driver(stub.path).version == 12080
 
 
 class Shelf(Builder):
     """Has every kernel already."""
 
     def get(self, kernel: Kernel) -> Built:
-        return Built(b"image of " + kernel.name.encode(), kernel.base, Usage(kernel.base, 1, 0, 0, 0))
+        return Built(self.path(kernel), kernel.base, Usage(kernel.base, 1, 0, 0, 0), "13.0")
 
 
-def gpu_of_stub(stub: Stub) -> CudaGpu:
+def gpu_of_stub(stub: Stub, loaded: list[tuple[str, int]] | None = None) -> CudaGpu:
+    """Whose functions are numbers from 1 on; notes what is ``loaded``, with its shared bytes."""
+    noted = [] if loaded is None else loaded
+
+    def load(built: Built, shared_bytes: int) -> Loaded:
+        noted.append((built.mangled, shared_bytes))
+        return Loaded(len(noted), built)
+
     return CudaGpu(
-        stub.driver,
+        Driver(stub.path),
         Shelf("sm_90a"),
+        load,
         device=torch.device("cpu"),
         num_multiprocessors=132,
         stream=lambda: 5,
@@ -164,11 +125,12 @@ def gpu_of_stub(stub: Stub) -> CudaGpu:
 
 def test_a_launch_function_hands_over_addresses_and_sizes(stub: Stub) -> None:
     x, weight = torch.zeros(7, 4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.bfloat16)
-    stub.number("num_values").value = 8
-    out = rms_norm_gpu(gpu_of_stub(stub), x, weight, eps=1e-5)
+    stub.number("num_values").value = 9
+    out = rms_norm_gpu(gpu_of_stub(stub), x, weight, eps=1e-5, offset=1.0)
     found = stub.values(letters(signature(norm_kernel("bf16", 8, 256, 1))))
     assert found[:7] == [out.data_ptr(), x.data_ptr(), weight.data_ptr(), 7, 1, 4096, 4096]
-    assert found[7] == pytest.approx(1e-5)
+    assert found[7] == 1.0
+    assert found[8] == pytest.approx(1e-5)
     assert (list(stub.last.grid), list(stub.last.block), stub.last.stream) == ([7, 1, 1], [256, 1, 1], 5)
 
 
@@ -201,10 +163,14 @@ def test_tensors_are_of_the_kernels_types_and_device(stub: Stub) -> None:
         )
 
 
-def test_a_kernel_is_bound_once_for_a_block(stub: Stub) -> None:
-    gpu, kernel = gpu_of_stub(stub), norm_kernel("bf16", 8, 256, 1)
+def test_a_kernel_is_bound_once_for_a_block_and_its_shared_bytes(stub: Stub) -> None:
+    loaded: list[tuple[str, int]] = []
+    gpu, kernel = gpu_of_stub(stub, loaded), norm_kernel("bf16", 8, 256, 1)
     assert gpu.bind(kernel, block=(256,)) is gpu.bind(kernel, block=(256,))
     assert gpu.bind(kernel, block=(256,)) is not gpu.bind(kernel, block=(128,))
+    gpu.bind(kernel, block=(128,), shared_bytes=70000)(0, 1, 1, 1, *(1,) * 8)
+    assert loaded == [("rms_norm", 0), ("rms_norm", 0), ("rms_norm", 70000)]
+    assert (stub.last.function, stub.last.shared_bytes) == (3, 70000)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Kernels of an NVIDIA GPU, loaded and started through its driver."""
+"""Kernels of an NVIDIA GPU, started through its driver."""
 
 from typing import Self, final
 
@@ -7,7 +7,7 @@ class Driver:
     """The driver's library, opened when the first of these is made.
 
     Raises:
-        KernelError: It is not there or too old, or it finds no GPU.
+        KernelError: It is not there or too old.
     """
 
     @property
@@ -17,23 +17,13 @@ class Driver:
         """Of CUDA, the newest that the driver knows: 13000 is 13.0."""
 
     def __new__(cls, path: str = "libcuda.so.1") -> Self: ...
-    def load(self, image: bytes, name: str, shared_bytes: int = 0) -> int:
-        """Load a cubin into the current context and find the kernel ``name``, mangled, in it.
-
-        Args:
-            shared_bytes: That a launch will ask for; above 48 KB the driver wants to know.
-        Returns:
-            The address of the driver's function; it and the image's module stay until the process ends.
-        Raises:
-            KernelError: The driver refuses it; often it is too old for the compiler.
-        """
 
 @final
 class Launcher:
     """One kernel, with its block and the kinds of its arguments.
 
     Args:
-        function: From ``Driver.load``.
+        function: The address of the driver's function, which must stay loaded for as long as this lives.
         kinds: A letter for each argument: p an address, i int32, l int64, u uint32, f float32.
         block: Threads along x, y and z.
     Raises:

@@ -27,11 +27,20 @@ class Speculation(Struct, frozen=True, array_like=True):
     """Last tokens that are looked for at most; the more occurred before, the better."""
 
 
+class Spread(Struct, frozen=True, array_like=True):
+    """Of ranks on several machines: where a rank finds the others, and which of its machine's it is."""
+
+    meeting_address: str
+    """HOST:PORT of rank 0, where they leave each other's addresses."""
+    local_rank: int
+    num_local_ranks: int
+
+
 class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="config"):
     """The first frame a rank receives: all it needs to know to load the model."""
 
     model_path: str
-    """A local Hugging Face folder."""
+    """A local Hugging Face folder; empty: the one that the rank was started with, on its own machine."""
     device: str
     """"cpu" or "cuda": then of the GPUs that are visible the one whose number is ``tp_rank``."""
     dtype: str
@@ -84,14 +93,36 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     batch_invariant: bool = False
     """Whether a sequence's numbers may not depend on what is computed beside it."""
     meeting_fd: int = -1
-    """Memory without a name that all ranks have inherited, where they meet; -1 where there is one rank."""
+    """Memory without a name that all ranks have inherited, where they meet; -1 where there is one rank. Where they are
+    on several machines, the socket that listens at ``spread.meeting_address``, on rank 0 alone."""
+    spread: Spread | None = None
+    """None: all ranks are on one machine."""
+
+    @property
+    def local_rank(self) -> int:
+        """Which of the ranks of its machine it is, from 0."""
+        return self.tp_rank if self.spread is None else self.spread.local_rank
+
+    @property
+    def num_local_ranks(self) -> int:
+        """Ranks that share its machine's cores and memory."""
+        return self.tp_size if self.spread is None else self.spread.num_local_ranks
+
+    @property
+    def meeting_address(self) -> str:
+        """Where ranks of several machines meet; empty where they are on one."""
+        return "" if self.spread is None else self.spread.meeting_address
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):
-    """How far a rank has loaded its weights; any number of these before WorkerReady."""
+    """How far a rank has loaded its weights, or captured its graphs; any number of these before WorkerReady."""
 
     loaded_bytes: int
     total_bytes: int
+    num_graphs: int = 0
+    """Sizes of steps whose graphs are captured."""
+    total_graphs: int = 0
+    """0: weights are loaded, and there may be graphs later."""
 
 
 class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready"):
@@ -116,6 +147,13 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     """Sequences of a step beyond which guessing tokens cannot pay, as was measured; 0: it never does."""
     kv_cache_dtype: str = ""
     """What the KV cache holds, such as "bfloat16" or "int8"."""
+    device: str = "CPU"
+    """What the steps are computed on, such as "NVIDIA H100"."""
+    num_host_blocks: int = 0
+    """KV blocks that this rank can keep in host memory beside those of a GPU; the engine takes the least of all
+    ranks."""
+    num_graphs: int = 0
+    """Graphs that were captured for steps."""
 
 
 class Admission(Struct, frozen=True, array_like=True):
@@ -150,8 +188,9 @@ class SlotWork(Struct, frozen=True, array_like=True, gc=False):
     """Appended to the slot's block table before the step."""
 
 
-class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
-    """One step, the same bytes for every rank; carried out in the order released, admitted, work."""
+class StepPlan(Struct, frozen=True, array_like=True, omit_defaults=True, tag="plan"):
+    """One step, the same bytes for every rank; carried out in the order swapped out, swapped in, released, admitted,
+    work."""
 
     step_id: int
     """Counts up by one."""
@@ -162,6 +201,12 @@ class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
     num_drafts: int = 0
     """Tokens that the rank may guess and compute behind the known ones of each slot that decodes, as far as its blocks
     have room for these and one more. Those that turn out right are the sequence's, and so is the one behind them."""
+    swapped_out: list[tuple[int, int]] = []
+    """(block, host block): the block's keys and values are copied to the host before anything is written over them. No
+    host block is named twice."""
+    swapped_in: list[tuple[int, int]] = []
+    """(block, host block): the host's keys and values are copied to the block; it may be one whose own have just moved
+    out, and the host block one that they have moved to. No block is named twice."""
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):

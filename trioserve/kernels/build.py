@@ -2,7 +2,8 @@
 
 The name of a cubin is a hash over the source with its includes, comments aside, the instantiation, the architecture and
 the options, so a file never has to be judged stale. The compiler has no part in it: where the folder was filled
-beforehand, by ``trioserve check --compile-kernels sm_90a``, none is needed.
+beforehand, by ``trioserve check --compile-kernels sm_90a``, none is needed. What is to be known of a cubin is in a file
+beside it.
 """
 
 import hashlib
@@ -14,21 +15,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from trioserve.errors import KernelError
 from trioserve.kernels.nvrtc import OPTIONS, Nvrtc, Usage, nvrtc
 from trioserve.kernels.source import Kernel, essence, inlined
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Of the files; another one is another name."""
+_MODE: Final = 0o644
+"""Of the files: who fills the folder beforehand is often not who reads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
     """One kernel, ready to be loaded."""
 
-    image: bytes
+    path: Path
+    """Of the cubin."""
     mangled: str
-    """What it is called in ``image``."""
+    """What it is called there."""
     usage: Usage
+    cuda: str
+    """Whose compiler made it, such as "13.0"."""
 
 
 def cache_folder() -> Path:
@@ -51,15 +58,21 @@ class Builder:
         """``kernel`` from the folder, or compiled and put there.
 
         Raises:
-            KernelError: There is no NVRTC, it is too old, or it refuses the kernel.
+            KernelError: There is no NVRTC, it is too old, it refuses the kernel, or the folder cannot be written.
         """
         path = self.path(kernel)
         found = _read(path)
         if found is not None:
             return found
-        cubin = self._compiler().compile(inlined(kernel.file), [kernel.name], self.architecture)
-        built = Built(cubin.image, cubin.mangled[0], cubin.usages[0])
-        _write(path, built)
+        compiler = self._compiler()
+        cubin = compiler.compile(inlined(kernel.file), [kernel.name], self.architecture)
+        built = Built(path, cubin.mangled[0], cubin.usages[0], compiler.version)
+        try:
+            _write(built, cubin.image)
+        except OSError as exc:
+            raise KernelError(
+                f"compiled kernels cannot be kept ({exc}): set XDG_CACHE_HOME to a folder that can be written"
+            ) from exc
         return built
 
     def path(self, kernel: Kernel) -> Path:
@@ -73,23 +86,37 @@ def key_of(kernel: Kernel, architecture: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def _write(path: Path, built: Built) -> None:
+def _write(built: Built, image: bytes) -> None:
+    """The cubin, then what is to be known of it."""
+    built.path.parent.mkdir(parents=True, exist_ok=True)
+    words = {
+        "mangled": built.mangled,
+        "usage": asdict(built.usage),
+        "cuda": built.cuda,
+        "sha256": hashlib.sha256(image).hexdigest(),
+    }
+    _put(built.path, image)
+    _put(_beside(built.path), json.dumps(words).encode())
+
+
+def _put(path: Path, content: bytes) -> None:
     """Whole or not at all, whoever else writes the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(built.image).hexdigest()
-    head = json.dumps({"mangled": built.mangled, "usage": asdict(built.usage), "sha256": digest}).encode()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
     with os.fdopen(handle, "wb") as file:
-        file.write(head + b"\n" + built.image)
+        os.fchmod(handle, _MODE)
+        file.write(content)
     Path(name).replace(path)
 
 
 def _read(path: Path) -> Built | None:
     """None, too, where a full disk or a stranger has left something else."""
     try:
-        head, _, image = path.read_bytes().partition(b"\n")
-        words: dict[str, Any] = json.loads(head)
-        whole = hashlib.sha256(image).hexdigest() == words["sha256"]
-        return Built(image, words["mangled"], Usage(**words["usage"])) if whole else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        words: dict[str, Any] = json.loads(_beside(path).read_bytes())
+        whole = hashlib.sha256(path.read_bytes()).hexdigest() == words["sha256"]
+        return Built(path, words["mangled"], Usage(**words["usage"]), words["cuda"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".json")

@@ -6,6 +6,7 @@ from trioserve.kernels import (
     activation,
     copy_blocks,
     invariant_linear,
+    layer_norm,
     paged_attention_gpu,
     quantized_linear,
     rms_norm,
@@ -13,11 +14,13 @@ from trioserve.kernels import (
     rope_store_kv,
     sampling_gpu,
     store_kv,
+    unpack_weight,
 )
 from trioserve.kernels.source import Kernel
 
 _MODULES = (
     rms_norm,
+    layer_norm,
     activation,
     rope,
     store_kv,
@@ -26,6 +29,7 @@ _MODULES = (
     paged_attention_gpu,
     sampling_gpu,
     quantized_linear,
+    unpack_weight,
     invariant_linear,
 )
 
@@ -34,6 +38,11 @@ def kernels() -> Iterator[Kernel]:
     """File by file; a module of kernels names its own by ``instances``."""
     for module in _MODULES:
         yield from module.instances()
+
+
+def kernels_for(architecture: str) -> Iterator[Kernel]:
+    """Those that a GPU of ``architecture``, such as ``"sm_90a"``, can have."""
+    return (kernel for kernel in kernels() if kernel.architecture in ("", architecture))
 
 
 def shared_bytes(kernel: Kernel) -> int:

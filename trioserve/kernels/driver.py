@@ -1,4 +1,4 @@
-"""A real GPU: cubins for its architecture, loaded by the driver, launched on torch's current stream."""
+"""A real GPU: cubins for its architecture, loaded by CuPy, launched on torch's current stream."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from trioserve._speedups.launcher import Driver, Launcher
 from trioserve.errors import KernelError
-from trioserve.kernels.build import Builder
+from trioserve.kernels.build import Builder, Built
 from trioserve.kernels.gpu import ELEMENTS
+from trioserve.kernels.loader import Loaded, Loader
 from trioserve.kernels.source import Argument, Kernel, signature
 
 LETTERS: Final = {"f32": "f", "i32": "i", "i64": "l", "u32": "u"}
@@ -36,6 +37,7 @@ class CudaGpu:
         self,
         driver: Driver,
         builder: Builder,
+        load: Callable[[Built, int], Loaded],
         *,
         device: torch.device,
         num_multiprocessors: int,
@@ -44,9 +46,15 @@ class CudaGpu:
         self.num_multiprocessors = num_multiprocessors
         self._driver = driver
         self._builder = builder
+        self._load = load
         self._device = device
         self._stream = stream
         self._bound: dict[tuple[str, tuple[int, ...], int], _Bound] = {}
+
+    @property
+    def architecture(self) -> str:
+        """What its kernels are compiled for, such as ``"sm_90a"``."""
+        return self._builder.architecture
 
     def launch(
         self,
@@ -57,6 +65,8 @@ class CudaGpu:
         shared_bytes: int = 0,
     ) -> None:
         """Start ``kernel`` on the current stream; an empty grid starts nothing.
+
+        A tensor may be the host's if it is pinned: its address is the same on the device.
 
         Raises:
             KernelError: It cannot be had, or the device refuses it.
@@ -76,7 +86,7 @@ class CudaGpu:
                 if dtype is not None:
                     raise TypeError(f"{_name(kernel, number)} is a tensor, not {given}")
                 values.append(given)
-            elif given.dtype == dtype and given.device == self._device:
+            elif given.dtype == dtype and (given.device == self._device or given.is_pinned()):
                 values.append(given.data_ptr())
             else:
                 self._refuse(kernel, number, given)
@@ -89,12 +99,14 @@ class CudaGpu:
 
     def _bind(self, kernel: Kernel, block: tuple[int, ...], shared_bytes: int) -> "_Bound":
         built = self._builder.get(kernel)
-        function = self._driver.load(built.image, built.mangled, shared_bytes)
+        loaded = self._load(built, shared_bytes)
         x, y, z = (*block, *(1,) * (3 - len(block)))
         arguments = signature(kernel)
-        launcher = Launcher(self._driver, function, kernel.name, letters(arguments), (x, y, z), shared_bytes)
+        launcher = Launcher(
+            self._driver, loaded.function, kernel.name, letters(arguments), (x, y, z), shared_bytes
+        )
         dtypes = tuple(DTYPES[of.kind.split()[1]] if of.is_tensor else None for of in arguments)
-        bound = self._bound[kernel.name, block, shared_bytes] = _Bound(launcher, dtypes)
+        bound = self._bound[kernel.name, block, shared_bytes] = _Bound(launcher, dtypes, loaded)
         return bound
 
     def _refuse(self, kernel: Kernel, number: int, given: Tensor) -> NoReturn:
@@ -106,10 +118,11 @@ class CudaGpu:
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """A launcher, and of which type each argument is that is a tensor; None of the others."""
+    """A launcher, of which type each argument is that is a tensor, None of the others, and what stays loaded for it."""
 
     launcher: Launcher
     dtypes: tuple[torch.dtype | None, ...]
+    loaded: Loaded
 
 
 def _name(kernel: Kernel, number: int) -> str:
@@ -136,15 +149,24 @@ def architecture_of(capability: tuple[int, int]) -> str:
 
 @cache
 def gpu_of(device: torch.device) -> CudaGpu:
-    """The GPU that torch calls ``device``.
+    """The GPU that torch calls ``device``, which is said with its number.
 
     Raises:
-        KernelError: It is too old, or its driver is not there.
+        KernelError: It is too old, or its driver or CuPy is not there or too old.
     """
+    assert device.index is not None, "a device is named with its number, cuda:0"
+    driver = Driver()
+    loader = Loader(device.index, driver.version)
     properties = torch.cuda.get_device_properties(device)
+
+    def load(built: Built, shared_bytes: int) -> Loaded:
+        with torch.cuda.device(device):
+            return loader(built, shared_bytes)
+
     return CudaGpu(
-        Driver(),
+        driver,
         Builder(architecture_of((properties.major, properties.minor))),
+        load,
         device=device,
         num_multiprocessors=properties.multi_processor_count,
         stream=lambda: torch.cuda.current_stream(device).cuda_stream,

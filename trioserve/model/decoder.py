@@ -284,6 +284,8 @@ class Decoder(nn.Module):
             "torch's layers keep the weights as they are"
         )
         why = "as told" if crew is None else obstacle(self.config, self.dtype)
+        if why is None and self.part.sums is not None:
+            why = "native ones meet in the memory of one machine"
         if crew is not None and why is None:
             packed = NativeDecoder(
                 self.config,

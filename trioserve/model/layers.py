@@ -13,7 +13,7 @@ from torch.nn.functional import embedding, layer_norm, linear
 
 from trioserve.errors import ModelError
 from trioserve.kernels.linear import pack_weight, packed_linear
-from trioserve.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_ref
+from trioserve.kernels.rms_norm import add_rms_norm, rms_norm
 from trioserve.model.families import NormConfig
 from trioserve.model.parts import WHOLE, Cut, Part
 from trioserve.model.quantized_weights import QuantizedWeight
@@ -98,14 +98,12 @@ class Norm(WeightedLayer):
     def forward(self, x: Tensor) -> Tensor:
         if self._kind == "layer":
             return layer_norm(x, x.shape[-1:], self.weight, self.bias, self._eps)
-        if self.offset:
-            return rms_norm_ref(x, self.factors, eps=self._eps)
-        return rms_norm(x, self.weight, eps=self._eps)
+        return rms_norm(x, self.weight, eps=self._eps, offset=self.offset)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """Norm of the sum, which ``residual`` becomes."""
-        if self._kind == "rms" and not self.offset:
-            return add_rms_norm(x, residual, self.weight, eps=self._eps)
+        if self._kind == "rms":
+            return add_rms_norm(x, residual, self.weight, eps=self._eps, offset=self.offset)
         normed: Tensor = self(residual.add_(x))
         return normed
 
@@ -268,13 +266,14 @@ class ParallelLMHead(ColumnParallelLinear):
     def __init__(self, hidden_size: int, vocab_size: int, dtype: torch.dtype, part: Part = WHOLE) -> None:
         super().__init__(hidden_size, {None: part.tokens(vocab_size)}, bias=False, dtype=dtype)
         self._sums = part.sums
-        self._sizes = [
+        self.sizes = [
             Part(tp_rank, part.tp_size).tokens(vocab_size).length for tp_rank in range(part.tp_size)
         ]
+        """Of the ranks' parts, in tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         columns = self._product(x, self.bias)
-        return columns if self._sums is None else self._sums.join(columns, self._sizes)
+        return columns if self._sums is None else self._sums.join(columns, self.sizes)
 
     def tie(self, embed_tokens: VocabParallelEmbedding) -> None:
         """Share the matrix of the embedding."""
