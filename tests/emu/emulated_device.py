@@ -195,6 +195,10 @@ class _RecordingGpu:
     def num_multiprocessors(self) -> int:
         return self._gpu.num_multiprocessors
 
+    @property
+    def architecture(self) -> str:
+        return self._gpu.architecture
+
     def launch(
         self,
         kernel: Kernel,
