@@ -32,6 +32,7 @@ from trioserve.kernels.paged_attention_gpu import (
 from trioserve.kernels.quantized_linear import (
     channel_kernel,
     group_kernel,
+    merge_products_kernel,
     pack_codes,
     pack_nibbles,
     quantize_int4,
@@ -128,19 +129,21 @@ def sampling(gpu: EmulatedGpu) -> None:
 
 
 def products(gpu: EmulatedGpu) -> None:
-    weight = random(17, 192, dtype=torch.float32)
+    """Of a depth that is split and of one that is not, with a bias; and one that no batch changes."""
+    deep, flat = random(17, 2112, dtype=torch.float32), random(17, 192, dtype=torch.float32)
+    x, bias = random(20, 2112, dtype=BF16), random(17, dtype=BF16)
     packed = (
-        pack_codes(*quantize_int8(weight)),
-        pack_nibbles(*quantize_int4(weight, group_size=32), has_zero_points=False, dtype=BF16),
+        pack_codes(*quantize_int8(deep)),
+        pack_nibbles(*quantize_int4(flat, group_size=32), has_zero_points=False, dtype=BF16),
     )
-    x = random(20, 192, dtype=BF16)
-    dense, bias = weight.to(BF16), weight[:, 0].to(BF16).contiguous()
-    found, exact = invariant_linear_gpu(gpu, x, dense, bias), invariant_linear_ref(x, dense, bias)
+    rows, dense = x[:, :192], flat.to(BF16)
+    found, exact = invariant_linear_gpu(gpu, rows, dense, bias), invariant_linear_ref(rows, dense, bias)
     assert float((found.double() - exact.double()).abs().max() / exact.abs().max()) < 2.0**-8
-    x = x[:9]
     for of in packed:
-        for tokens in (x, x[:1]):
-            found, exact = quantized_linear_gpu(gpu, tokens, of), quantized_linear_ref(tokens, of)
+        for num_tokens in (9, 1):
+            tokens = x[:num_tokens, : of.in_size]
+            found, exact = quantized_linear_gpu(gpu, tokens, of, bias), quantized_linear_ref(tokens, of, bias)
+            assert (gpu.launched[-1][0].base == "merge_products") == (of.in_size == 2112)
             assert float((found.double() - exact.double()).abs().max() / exact.abs().max()) < 2.0**-8
 
 
@@ -166,6 +169,7 @@ def main(folder: Path) -> None:
         activation_kernel("bf16", "gelu_tanh", 8),
         COPY_KERNEL,
         *(survey_kernel("bf16", 4), edit_kernel("bf16", 4), WEIGH, CHOOSE, SCORE),
+        merge_products_kernel("bf16"),
         *(channel_kernel("bf16", "u8", num_tiles) for num_tiles in (0, 2)),
         *(group_kernel("bf16", True, num_tiles) for num_tiles in (0, 2)),
         invariant_kernel("bf16", SOME),

@@ -48,13 +48,7 @@ def test_the_table_speaks_of_the_kernels_as_they_are() -> None:
 def test_no_kernel_needs_more_registers_than_there_are() -> None:
     """Kernels of elements leave room for 1024 threads a multiprocessor, attention and products for two blocks."""
     for name, row in read_table().registers.items():
-        threads = (
-            256
-            if name.startswith("paged_")
-            else 512
-            if name.startswith(("group_linear<", "invariant_linear<"))
-            else 1024
-        )
+        threads = 256 if name.startswith("paged_") else 512 if "_linear" in name else 1024
         assert max(row) <= REGISTERS // threads, name
 
 

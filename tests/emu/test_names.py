@@ -65,11 +65,15 @@ def test_a_kernel_takes_what_its_faces_take(base: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "base", ["channel_linear", "channel_linear_single", "group_linear", "group_linear_single"]
+    "base",
+    ["channel_linear", "channel_linear_single", "group_linear", "group_linear_single", "merge_products"],
 )
 def test_a_product_takes_a_packed_weight_by_its_names(base: str) -> None:
     kernel = next(kernel for kernel in kernels() if kernel.base == base)
-    known = {field.name for field in fields(PackedWeight)} | {"out", "x", "num_tokens", "x_stride"}
+    known = {field.name for field in fields(PackedWeight)} | {
+        *("out", "x", "bias", "num_tokens", "x_stride"),
+        *("sums", "num_splits"),
+    }
     assert {argument.name for argument in signature(kernel)} <= known
 
 

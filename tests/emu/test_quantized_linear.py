@@ -21,6 +21,7 @@ from trioserve.kernels.quantized_linear import (
     channel_kernel,
     group_kernel,
     instances,
+    merge_products_kernel,
     pack_codes,
     pack_nibbles,
     quantize_e4m3,
@@ -28,6 +29,7 @@ from trioserve.kernels.quantized_linear import (
     quantize_int8,
     quantized_linear_gpu,
     quantized_linear_ref,
+    splits_of,
     unpack,
 )
 from trioserve.kernels.shapes import ShapeError
@@ -59,11 +61,13 @@ def made(form: str, out_size: int, in_size: int, dtype: torch.dtype, seed: int =
     )
 
 
-def assert_product(found: Tensor, x: Tensor, packed: PackedWeight, kind: str) -> None:
-    exact = x.double() @ unpack(packed).T
+def assert_product(
+    found: Tensor, x: Tensor, packed: PackedWeight, kind: str, bias: Tensor | None = None
+) -> None:
+    exact = x.double() @ unpack(packed).T + (0 if bias is None else bias.double())
     assert found.dtype == x.dtype and bool(found.isfinite().all())
     assert float((found.double() - exact).abs().max() / exact.abs().max()) < TOLERANCES[kind]
-    assert torch.equal(quantized_linear_ref(x, packed), exact.to(x.dtype))
+    assert torch.equal(quantized_linear_ref(x, packed, bias), exact.to(x.dtype))
 
 
 @pytest.mark.parametrize("kind", TOLERANCES)
@@ -79,11 +83,76 @@ def test_products_are_those_of_the_reference(
         assert_product(quantized_linear_gpu(gpu, x, packed), x, packed, kind)
 
 
+SPLIT: Final = {"int4": (20, 6272), "other": (20, 3104)}
+"""Sizes whose depth is cut into three, the last one shorter; by form, with ragged rows."""
+
+
+def split_sizes(form: str) -> tuple[int, int]:
+    return SPLIT["int4" if "int4" in form or "zero" in form else "other"]
+
+
+@pytest.mark.parametrize("kind", TOLERANCES)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_depth_that_is_split_is_summed_up(gpu: EmulatedGpu, form: str, kind: str) -> None:
+    """With a bias, which counts once, and without."""
+    packed, dtype = made(form, *split_sizes(form), TYPES[kind]), TYPES[kind]
+    bias = random(packed.out_size, dtype=dtype, seed=3) * 8
+    for num_tokens, of_tokens in ((1, bias), (3, bias), (11, None)):
+        x = (random(num_tokens, packed.in_size, dtype=torch.float32, seed=num_tokens) + 0.5).to(dtype)
+        found = quantized_linear_gpu(gpu, x, packed, of_tokens)
+        assert_product(found, x, packed, kind, of_tokens)
+        (kernel, grid), (merge, _) = gpu.launched[-2:]
+        assert grid[:2] == (2, 3) and kernel.base.endswith("single") == (num_tokens == 1)
+        assert merge.base == "merge_products"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bias_is_added_before_rounding(gpu: EmulatedGpu, form: str) -> None:
+    packed = made(form, 37, 384, torch.bfloat16)
+    bias = random(37, dtype=torch.bfloat16, seed=3) * 8
+    for num_tokens in (1, 2, 9):
+        x = random(num_tokens, 384, dtype=torch.bfloat16, seed=num_tokens)
+        assert_product(quantized_linear_gpu(gpu, x, packed, bias), x, packed, "bf16", bias)
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_batch_invariant_tokens_have_the_same_bits_alone(gpu: EmulatedGpu, form: str, is_split: bool) -> None:
+    """And at every place among more than one reading of the weight serves."""
+    sizes = split_sizes(form) if is_split else (33, 512)
+    packed = made(form, *sizes, torch.bfloat16)
+    x = random(19, packed.in_size, dtype=torch.bfloat16)
+    all_at_once = quantized_linear_gpu(gpu, x, packed, batch_invariant=True)
+    for order, first, last in zip(ORDERS, (0, 3, 18), (1, 12, 19), strict=True):
+        found = quantized_linear_gpu(gpu.taking(order), x[first:last], packed, batch_invariant=True)
+        assert torch.equal(found, all_at_once[first:last])
+    assert not any(kernel.base.endswith("single") for kernel, _ in gpu.launched[-2:])
+
+
+def test_many_tokens_go_in_parts(gpu: EmulatedGpu) -> None:
+    packed, x = made("int8", 7, 64, torch.float16), random(1030, 64, dtype=torch.float16)
+    before = len(gpu.launched)
+    assert_product(quantized_linear_gpu(gpu, x, packed), x, packed, "fp16")
+    assert [grid for _, grid in gpu.launched[before:]] == [(1, 1, 32), (1, 1, 32), (1, 1, 1)]
+
+
+@given(tiles=st.integers(1, 3000), slabs=st.integers(1, 1000), multiprocessors=st.integers(1, 200))
+def test_no_part_of_a_depth_is_empty_and_every_warp_has_enough(
+    tiles: int, slabs: int, multiprocessors: int
+) -> None:
+    splits = splits_of(tiles, slabs, multiprocessors)
+    size = -(-slabs // splits)
+    assert size * (splits - 1) < slabs <= size * splits
+    assert splits == 1 or size >= 4 * WARPS
+    assert splits == 1 or tiles * splits <= 2 * multiprocessors
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_token_alone_orders_and_neighbours_change_nothing(gpu: EmulatedGpu, form: str) -> None:
     """Two tokens and more: the same bits beside other tokens and in other orders of threads."""
     packed, x = made(form, 33, 512, torch.bfloat16), random(16, 512, dtype=torch.bfloat16)
     expected = quantized_linear_gpu(gpu, x, packed)
+    assert torch.equal(quantized_linear_gpu(gpu, x, packed, batch_invariant=True), expected)
     for order in ORDERS:
         assert torch.equal(quantized_linear_gpu(gpu.taking(order), x, packed), expected)
         assert torch.equal(quantized_linear_gpu(gpu.taking(order), x[3:6], packed), expected[3:6])
@@ -118,6 +187,8 @@ def test_tokens_may_be_slices_of_wider_rows(gpu: EmulatedGpu) -> None:
     packed, wide = made("int8", 20, 96, torch.float16), random(5, 200, dtype=torch.float16)
     x = wide[:, 8:104]
     assert_product(quantized_linear_gpu(gpu, x, packed), x, packed, "fp16")
+    many = random(40, 200, dtype=torch.float16)[:, 8:104]
+    assert_product(quantized_linear_gpu(gpu, many, packed), many, packed, "fp16")
 
 
 def test_no_tokens_are_no_launch(gpu: EmulatedGpu) -> None:
@@ -164,8 +235,10 @@ def test_codes_are_those_of_the_cpu(form: str) -> None:
 
 def test_what_does_not_fit_is_refused(gpu: EmulatedGpu) -> None:
     packed = made("int4 of 32", 16, 64, torch.bfloat16)
-    with pytest.raises(ShapeError, match="num_tokens is 17, at most 16"):
-        quantized_linear_gpu(gpu, random(17, 64, dtype=torch.bfloat16), packed)
+    with pytest.raises(ShapeError, match="out_size is 17, expected 16"):
+        quantized_linear_gpu(
+            gpu, random(2, 64, dtype=torch.bfloat16), packed, torch.zeros(17, dtype=torch.bfloat16)
+        )
     with pytest.raises(ShapeError, match="in_size is 72, expected 64"):
         quantized_linear_gpu(gpu, random(2, 72, dtype=torch.bfloat16), packed)
     with pytest.raises(ShapeError, match=r"packed for torch\.bfloat16"):
@@ -184,29 +257,48 @@ def test_what_does_not_fit_is_refused(gpu: EmulatedGpu) -> None:
         )
 
 
+def launch_group(
+    gpu: EmulatedGpu, num_tiles: int, out_size: int, sums: Tensor, *, grid: tuple[int, ...]
+) -> None:
+    """``group_linear`` of 128 columns that has 16 rows, told that it has ``out_size``."""
+    packed = made("int4 of 64", 16, 128, torch.bfloat16)
+    out = torch.empty(2, 32, dtype=torch.bfloat16)
+    x, none = random(2, 128, dtype=torch.bfloat16), torch.empty(0, dtype=torch.bfloat16)
+    few, more = ((), ()) if num_tiles == 0 else ((2,), (128,))
+    gpu.launch(
+        group_kernel("bf16", False, num_tiles),
+        *(out, sums, x, packed.weight, packed.scales, none, *few, 128, out_size, 64, 0, *more),
+        grid=grid,
+        block=(WARPS * 32,),
+    )
+
+
 @pytest.mark.parametrize("num_tiles", [0, 1])
 def test_a_row_too_many_is_caught(gpu: EmulatedGpu, num_tiles: int) -> None:
-    packed = made("int4 of 64", 16, 128, torch.bfloat16)
-    x = random(2, 128, dtype=torch.bfloat16)
-    few, more = ((), ()) if num_tiles == 0 else ((2,), (128,))
     with pytest.raises(EmulatorError, match="out of bounds: load of 16"):
+        launch_group(gpu, num_tiles, 32, torch.empty(0), grid=(2,))
+
+
+@pytest.mark.parametrize("num_tiles", [0, 1])
+def test_a_part_too_many_is_caught(gpu: EmulatedGpu, num_tiles: int) -> None:
+    """Its sums have no place."""
+    launch_group(gpu, num_tiles, 16, torch.empty(2, 2, 16), grid=(1, 2))
+    with pytest.raises(EmulatorError, match="out of bounds: store of 4"):
+        launch_group(gpu, num_tiles, 16, torch.empty(2, 2, 16), grid=(1, 5))
+
+
+def test_a_part_that_nobody_made_shows(gpu: EmulatedGpu) -> None:
+    """Places of sums begin as no numbers."""
+    sums = torch.empty(3, 2, 16)
+    launch_group(gpu, 1, 16, sums, grid=(1, 2))
+    out, none = torch.empty(2, 16, dtype=torch.bfloat16), torch.empty(0, dtype=torch.bfloat16)
+    for num_splits, is_finite in ((2, True), (3, False)):
         gpu.launch(
-            group_kernel("bf16", False, num_tiles),
-            *(
-                torch.empty(2, 32, dtype=torch.bfloat16),
-                x,
-                packed.weight,
-                packed.scales,
-                *few,
-                128,
-                32,
-                64,
-                0,
-                *more,
-            ),
-            grid=(2,),
-            block=(WARPS * 32,),
+            merge_products_kernel("bf16"), out, sums, none, num_splits, 2, 16, grid=(1, 2), block=(256,)
         )
+        assert bool(out.isfinite().all()) == is_finite
+    with pytest.raises(EmulatorError, match="out of bounds: load of 4"):
+        gpu.launch(merge_products_kernel("bf16"), out, sums, none, 4, 2, 16, grid=(1, 2), block=(256,))
 
 
 def test_a_missing_barrier_is_caught(make_gpu: MakeGpu) -> None:

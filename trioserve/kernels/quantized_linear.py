@@ -13,13 +13,20 @@ from trioserve.kernels.shapes import ShapeError, Shapes
 from trioserve.kernels.source import Kernel
 
 MOST_TOKENS: Final = 16
-"""Of one product; for more, dense matrices are faster."""
+"""That share one reading of the weight; for more, dense matrices are faster."""
 FP8: Final = torch.float8_e4m3fn
 WARPS: Final = 8
 """Of a block, which share the depth of a tile."""
 _TILE: Final = 16
 """Rows of the matrix that a block has."""
 _TILE_TOKENS: Final = 8
+_BLOCKS_OF_MULTIPROCESSOR: Final = 2
+"""That the depth is split for."""
+_SLABS_OF_WARP: Final = 4
+"""That a warp has at least where the depth is split."""
+_TOKENS_AT_ONCE: Final = 512
+"""Of a launch, which bounds what the sums of the parts take."""
+_MERGE_THREADS: Final = 256
 _BYTES_ORDER: Final = (0, 2, 1, 3)
 """Which of four neighbours each byte of a word holds."""
 _ELEMENTS: Final = ("bf16", "fp16")
@@ -213,47 +220,103 @@ def _steps_of(scales: Tensor) -> Tensor:
 # ---- products --------------------------------------------------------------------------------------------------------
 
 
-def quantized_linear_gpu(gpu: Gpu, x: Tensor, packed: PackedWeight) -> Tensor:
-    """``x`` times the transposed weight, by ``quantized_linear.cu``.
+def quantized_linear_gpu(
+    gpu: Gpu, x: Tensor, packed: PackedWeight, bias: Tensor | None = None, *, batch_invariant: bool = False
+) -> Tensor:
+    """``x`` times the transposed weight, and ``bias`` added, by ``quantized_linear.cu``.
+
+    How the sums of a row are made depends on the sizes of the weight and on the GPU, not on its neighbours, but a row
+    alone has an order of its own unless ``batch_invariant``. The weight is read once for each 16 rows.
 
     Shapes:
-        x: [num_tokens, in_size] bfloat16 or float16, 1 to 16 tokens
+        x: [num_tokens, in_size] bfloat16 or float16
+        bias: [out_size], of the type of ``x``
         result: [num_tokens, out_size]
     Raises:
-        ShapeError: ``x`` does not fit the weight, or there are more tokens.
+        ShapeError: ``x`` or ``bias`` do not fit the weight.
     """
     shapes = Shapes(x=(x, "num_tokens in_size"))
     shapes.expect("in_size", packed.in_size)
     num_tokens, element = shapes["num_tokens"], element_of(x.dtype, *_ELEMENTS)
-    if num_tokens > MOST_TOKENS:
-        raise ShapeError(f"num_tokens is {num_tokens}, at most {MOST_TOKENS}")
     if packed.group_size and packed.scales.dtype != x.dtype:
         raise ShapeError(f"x is {x.dtype}, the weight was packed for {packed.scales.dtype}")
+    if bias is not None:
+        Shapes(bias=(bias, "out_size")).expect("out_size", packed.out_size)
     assert x.stride(1) == 1 and x.stride(0) % 8 == 0, "the rows of x are not vectors of 16 bytes"
+    assert bias is None or bias.is_contiguous(), "bias is not contiguous"
     out = torch.empty(num_tokens, packed.out_size, dtype=x.dtype, device=x.device)
     if not num_tokens:
         return out
-    is_single = num_tokens == 1
-    groups = (packed.group_size, int(packed.has_zero_points)) if packed.group_size else ()
-    gpu.launch(
-        _kernel_for(element, packed, num_tokens),
-        *(out, x, packed.weight, packed.scales),
-        *(() if is_single else (num_tokens,)),
-        *(packed.in_size, packed.out_size, *groups),
-        *(() if is_single else (x.stride(0),)),
-        grid=(len(packed.weight),),
-        block=(WARPS * 32,),
-    )
+    is_single = num_tokens == 1 and not batch_invariant
+    parts = [(out, x)]
+    if num_tokens > _TOKENS_AT_ONCE:
+        starts = range(0, num_tokens, _TOKENS_AT_ONCE)
+        parts = [(out[at : at + _TOKENS_AT_ONCE], x[at : at + _TOKENS_AT_ONCE]) for at in starts]
+    for out_part, x_part in parts:
+        _multiply(gpu, out_part, x_part, packed, bias, element, is_single=is_single)
     return out
 
 
-def quantized_linear_ref(x: Tensor, packed: PackedWeight) -> Tensor:
+def _multiply(
+    gpu: Gpu,
+    out: Tensor,
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None,
+    element: str,
+    *,
+    is_single: bool,
+) -> None:
+    """Write ``out``, by way of the parts' sums where the depth is split."""
+    num_tokens, (num_tiles, num_slabs) = len(x), packed.weight.shape[:2]
+    num_splits = splits_of(num_tiles, num_slabs, gpu.num_multiprocessors)
+    none, sums = _none(x.dtype, x.device), _none(torch.float32, x.device)
+    bias = none if bias is None else bias
+    if num_splits > 1:
+        sums = torch.empty(num_splits, num_tokens, packed.out_size, dtype=torch.float32, device=x.device)
+    groups = (packed.group_size, int(packed.has_zero_points)) if packed.group_size else ()
+    tiles_of_tokens = 0 if is_single else min(-(-num_tokens // _TILE_TOKENS), 2)
+    gpu.launch(
+        _kernel_for(element, packed, tiles_of_tokens),
+        *(out, sums, x, packed.weight, packed.scales, none if num_splits > 1 else bias),
+        *(() if is_single else (num_tokens,)),
+        *(packed.in_size, packed.out_size, *groups),
+        *(() if is_single else (x.stride(0),)),
+        grid=(num_tiles, num_splits, 1 if is_single else -(-num_tokens // (tiles_of_tokens * _TILE_TOKENS))),
+        block=(WARPS * 32,),
+    )
+    if num_splits > 1:
+        gpu.launch(
+            merge_products_kernel(element),
+            *(out, sums, bias, num_splits, num_tokens, packed.out_size),
+            grid=(-(-packed.out_size // _MERGE_THREADS), num_tokens),
+            block=(_MERGE_THREADS,),
+        )
+
+
+@cache
+def splits_of(num_tiles: int, num_slabs: int, num_multiprocessors: int) -> int:
+    """Into how many parts the depth is cut: so that blocks fill the multiprocessors, and warps still have work.
+
+    None of the parts is empty.
+    """
+    wanted = _BLOCKS_OF_MULTIPROCESSOR * num_multiprocessors // max(num_tiles, 1)
+    splits = max(1, min(wanted, num_slabs // (WARPS * _SLABS_OF_WARP)))
+    return -(-num_slabs // -(-num_slabs // splits))
+
+
+@cache
+def _none(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(0, dtype=dtype, device=device)
+
+
+def quantized_linear_ref(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """The truth for ``quantized_linear_gpu``: float64, rounded once."""
-    return (x.double() @ unpack(packed).T).to(x.dtype)
+    exact = x.double() @ unpack(packed).T
+    return (exact if bias is None else exact + bias.double()).to(x.dtype)
 
 
-def _kernel_for(element: str, packed: PackedWeight, num_tokens: int) -> Kernel:
-    num_tiles = 0 if num_tokens == 1 else -(-num_tokens // _TILE_TOKENS)
+def _kernel_for(element: str, packed: PackedWeight, num_tiles: int) -> Kernel:
     if packed.group_size:
         return group_kernel(element, packed.group_size == 32, num_tiles)
     return channel_kernel(element, "e4m3" if packed.weight.dtype == FP8 else "u8", num_tiles)
@@ -271,6 +334,12 @@ def group_kernel(element: str, is_fine: bool, num_tiles: int) -> Kernel:
     return _kernel(f"group_linear{{}}<{element}, {str(is_fine).lower()}{{}}, {WARPS}>", num_tiles)
 
 
+@cache
+def merge_products_kernel(element: str) -> Kernel:
+    """``merge_products``."""
+    return Kernel("quantized_linear.cu", f"merge_products<{element}, {_MERGE_THREADS}>")
+
+
 def _kernel(name: str, num_tiles: int) -> Kernel:
     return Kernel(
         "quantized_linear.cu", name.format("", f", {num_tiles}") if num_tiles else name.format("_single", "")
@@ -280,6 +349,7 @@ def _kernel(name: str, num_tiles: int) -> Kernel:
 def instances() -> Iterator[Kernel]:
     """Every kernel there is."""
     for element in _ELEMENTS:
+        yield merge_products_kernel(element)
         for num_tiles in range(3):
             yield from (channel_kernel(element, code, num_tiles) for code in ("u8", "e4m3"))
             yield from (group_kernel(element, is_fine, num_tiles) for is_fine in (True, False))

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from trioserve.kernels.gpu import Gpu
 from trioserve.kernels.invariant_linear import invariant_linear_gpu
-from trioserve.kernels.quantized_linear import MOST_TOKENS, PackedWeight, quantized_linear_gpu
+from trioserve.kernels.quantized_linear import PackedWeight, quantized_linear_gpu
 from trioserve.kernels.unpack_weight import unpack_weight_gpu
 from trioserve.model.device_quantization import TILE
 from trioserve.model.ranks import Sums
@@ -94,16 +94,11 @@ class Quantized:
         if self.columns is not None:
             x = x.index_select(1, self.columns)
         if len(x) <= MOST_BY_CODES or self.is_invariant:
-            parts = [self._by_codes(rows) for rows in torch.split(x, MOST_TOKENS)]
-            out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        else:
-            out = self._unpacked(x)
+            return quantized_linear_gpu(
+                self.gpu, x, self.packed, self.bias, batch_invariant=self.is_invariant
+            )
+        out = self._unpacked(x)
         return out if self.bias is None else out.add_(self.bias)
-
-    def _by_codes(self, rows: Tensor) -> Tensor:
-        if self.is_invariant and len(rows) == 1:  # a kernel of its own has another order of sums
-            return quantized_linear_gpu(self.gpu, rows.repeat(2, 1), self.packed)[:1]
-        return quantized_linear_gpu(self.gpu, rows, self.packed)
 
     def _unpacked(self, x: Tensor) -> Tensor:
         out = x.new_empty(len(x), self.packed.out_size)
