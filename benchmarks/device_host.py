@@ -2,9 +2,9 @@
 
     python -m benchmarks.device_host [--sequences 1 64 256] [--steps 400]
 
-Kernels and graphs are not run and events are done at once, so what is left is what our own code takes of the thread that
-starts steps, and of the one that makes their results. Calls into the driver, some microseconds each, come on top: a copy
-to the device, two graphs, a copy back, an event.
+Kernels and graphs are not run and events are done at once, so what is left is what our own code takes of the thread
+that starts steps, and of the one that makes their results. Calls into the driver, some microseconds each, come on top:
+a copy to the device, two graphs, a copy back, an event.
 """
 
 import argparse
