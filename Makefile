@@ -10,14 +10,23 @@ PROXIES := $(VENV)/proxies
 
 NATIVE := $(wildcard _speedups/*.pyx _speedups/*.h _speedups/*.hpp)
 
-.PHONY: serve setup test reading lint types imports stubs pytest chaos compat fuzz lock wheel clean
+.PHONY: serve setup test inside outside reading lint types imports stubs pytest chaos compat fuzz lock wheel clean
 
 serve: setup
 	$(BIN)/hypercorn trioserve.app:app --bind $(HOST):$(PORT)
 
-# What reads the code runs beside what runs it: together they take as long as the tests alone.
-test: setup
-	@$(MAKE) --no-print-directory --jobs=2 reading pytest
+# Two at a time, of about the same length: what reads the code and then the tests that compute, and those that run servers.
+INSIDE := $(addprefix tests/,benchmarks builtin core emu examiner grammars kernels model openapi output parsers prompt protocol \
+	sampling scheduler settings speedups worker)
+
+test: setup $(PROXIES)/.unpacked
+	@$(MAKE) --no-print-directory --jobs=2 inside outside
+
+inside: reading
+	$(BIN)/python -m pytest $(INSIDE)
+
+outside: setup $(PROXIES)/.unpacked
+	$(BIN)/python -m pytest $(INSIDE:%=--ignore=%)
 
 reading: setup
 	@for check in lint types imports stubs; do $(MAKE) --no-print-directory $$check || exit 1; done
@@ -81,11 +90,20 @@ $(COMPAT)/%/.installed: tests/compat/%.txt
 	$(COMPAT)/$*/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
-# Not part of `test`, which has a short run of it: make fuzz FUZZ_SECONDS=3600
+# Not part of `test`, which has short runs of both: schemathesis against the server for FUZZ_SECONDS, then each target of
+# tests/fuzz/targets for FUZZ_TARGET_SECONDS, led by coverage: make fuzz FUZZ_SECONDS=3600 FUZZ_TARGET_SECONDS=600
 FUZZ_SECONDS ?= 600
+FUZZ_TARGET_SECONDS ?= 60
+FUZZ_TARGETS ?= $(patsubst tests/fuzz/targets/%.py,%,$(filter-out %/__init__.py,$(wildcard tests/fuzz/targets/*.py)))
 
-fuzz: setup
+fuzz: setup $(VENV)/.atheris
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+	@for target in $(FUZZ_TARGETS); do echo "fuzzing $$target"; \
+		$(BIN)/python -m tests.fuzz.guided $$target $(VENV)/fuzz/$$target $(FUZZ_TARGET_SECONDS) || exit 1; done
+
+$(VENV)/.atheris: $(VENV)/.installed
+	$(PIP) install atheris==3.0.0
+	@touch $@
 
 # Not part of `test`, which has a short form of it: make chaos CHAOS_ROUNDS=5
 CHAOS_ROUNDS ?= 1

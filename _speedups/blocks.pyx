@@ -7,6 +7,9 @@ a 128-bit hash of its tokens and of everything before them; the prefix map finds
     take -> refs 1 -> register -> release -> list of cached blocks -> match -> refs 1 ...
                                                                    -> take (evicts the entry)
          -> refs 1 -> release -> list of bare blocks -> take
+
+Behind the pool there may be blocks of host memory. What a cached block holds is copied to one of them when the block is
+taken, or before, so that little is left to copy when many are taken at once; ``match_host`` finds it there.
 """
 
 cimport cython
@@ -16,7 +19,7 @@ from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.long cimport PyLong_AsLongLong, PyLong_Check
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
@@ -29,6 +32,25 @@ cdef extern from "siphash.h":
 
     Hash128 sip_hash(Hash128 key, const void* bytes, size_t size) noexcept
     Hash128 sip_hash_after(Hash128 key, Hash128 parent, const void* bytes, size_t size) noexcept
+
+cdef extern from "host_blocks.h":
+    ctypedef struct HostBlock:
+        uint32_t plan
+        int32_t is_filled
+
+    ctypedef struct HostBlocks:
+        int32_t count
+        int32_t num_filled
+        uint32_t plan
+        HostBlock* blocks
+
+    bint host_open(HostBlocks* host, int32_t count) noexcept
+    void host_close(HostBlocks* host) noexcept
+    int32_t host_find(const HostBlocks* host, Hash128 hash) noexcept
+    void host_use(HostBlocks* host, int32_t id) noexcept
+    int32_t host_enter(HostBlocks* host, Hash128 hash) noexcept
+    void host_forget_all(HostBlocks* host) noexcept
+    const char* host_fault(const HostBlocks* host) noexcept
 
 cdef extern from *:
     """
@@ -45,6 +67,7 @@ cdef extern from "Python.h":
 cdef enum:
     MAX_BLOCKS = 1 << 28
     MAX_BLOCK_SIZE = 1 << 16
+    AHEAD = 4           # one block in so many is kept ready to be taken without losing what it holds
 
 cdef enum Mark:
     BARE        # no hash: not full, or not registered
@@ -59,9 +82,14 @@ cdef struct Slot:           # of the prefix map
 cdef struct Block:
     Hash128 hash        # meaningful for MAPPED and TWIN
     int32_t refs
-    int32_t mark        # a Mark; an unreferenced block is BARE or MAPPED
+    int16_t mark        # a Mark; an unreferenced block is BARE or MAPPED
+    int16_t is_passed   # whether it is cached, unreferenced and was copied to the host, as far as there was room
     int32_t before      # neighbours in the list of an unreferenced block
     int32_t after
+
+cdef struct Move:
+    int32_t block_id
+    int32_t host_id
 
 
 def siphash_128(bytes data not None, *, bytes key not None):
@@ -93,13 +121,27 @@ cdef class BlockPool:
     cdef int _cached            # list of unreferenced MAPPED blocks
     cdef Slot* _slots           # [_mask + 1] with linear probing, never more than half full
     cdef uint32_t _mask
+    cdef int _num_idle          # blocks in the list of cached ones
+    cdef int _next_copied       # the first in it that was not passed, or its end
+    cdef int _num_passed        # those before
+    cdef HostBlocks _host
+    cdef Move* _outward         # [_max_moves], of which the plan that is being made has _num_outward
+    cdef int _max_moves
+    cdef int _num_outward
+    cdef list _inward
 
-    def __cinit__(self, object num_blocks, object block_size, *, bytes key not None):
+    def __cinit__(
+        self, object num_blocks, object block_size, *, bytes key not None, object num_host_blocks=0, object max_moves=0
+    ):
         cdef int block_id
         if not 1 <= num_blocks <= MAX_BLOCKS:
             raise ValueError(f"num_blocks is {num_blocks}, not in 1 .. {MAX_BLOCKS}")
         if not 1 <= block_size <= MAX_BLOCK_SIZE:
             raise ValueError(f"block_size is {block_size}, not in 1 .. {MAX_BLOCK_SIZE}")
+        if not 0 <= num_host_blocks <= MAX_BLOCKS:
+            raise ValueError(f"num_host_blocks is {num_host_blocks}, not in 0 .. {MAX_BLOCKS}")
+        if not 0 <= max_moves <= MAX_BLOCKS:
+            raise ValueError(f"max_moves is {max_moves}, not in 0 .. {MAX_BLOCKS}")
         self._key = _as_key(key)
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -108,13 +150,22 @@ cdef class BlockPool:
             self._mask = 2 * self._mask + 1
         self._blocks = <Block*>calloc(<size_t>self.num_blocks + 2, sizeof(Block))     # no refs, all BARE
         self._slots = <Slot*>malloc((<size_t>self._mask + 1) * sizeof(Slot))
-        if self._blocks == NULL or self._slots == NULL:
+        self._max_moves = min(max_moves, self.num_blocks) if num_host_blocks else 0
+        self._outward = <Move*>malloc((<size_t>self._max_moves + 1) * sizeof(Move))
+        self._inward = []
+        if (
+            self._blocks == NULL
+            or self._slots == NULL
+            or self._outward == NULL
+            or (num_host_blocks and not host_open(&self._host, num_host_blocks))
+        ):
             raise MemoryError(f"no memory for {num_blocks} blocks")
         self._clear_map()
         self._bare = self.num_blocks
         self._cached = self.num_blocks + 1
         self._clear_list(self._bare)
         self._clear_list(self._cached)
+        self._next_copied = self._cached
         for block_id in range(self.num_blocks):
             self._append(self._bare, block_id)
         self.num_free = self.num_blocks
@@ -122,6 +173,8 @@ cdef class BlockPool:
     def __dealloc__(self):
         free(self._blocks)
         free(self._slots)
+        free(self._outward)
+        host_close(&self._host)
 
     # ---- taking and releasing -------------------------------------------------------------------------------------
 
@@ -150,7 +203,10 @@ cdef class BlockPool:
             block_id = self._blocks[self._bare].after
             if block_id == self._bare:
                 block_id = self._blocks[self._cached].after
+                if self._host.count:
+                    self._copy_outward(block_id)
                 self._unmap(block_id)
+                self._num_idle -= 1
             self._hold(block_id)
         return taken
 
@@ -250,6 +306,10 @@ cdef class BlockPool:
                     self._blocks[block_id].mark = STALE
             else:
                 self._blocks[block_id].mark = BARE
+                self._blocks[block_id].is_passed = False
+        self._num_idle = self._num_passed = 0
+        if self._host.count:
+            host_forget_all(&self._host)
         while self._blocks[self._cached].after != self._cached:
             block_id = self._blocks[self._cached].after
             self._unlink(block_id)
@@ -332,10 +392,100 @@ cdef class BlockPool:
         self._blocks[block_id].mark = BARE
         self.num_cached -= 1
 
+    # ---- the host's blocks ----------------------------------------------------------------------------------------
+
+    @property
+    def num_host_blocks(self):
+        return self._host.count
+
+    @property
+    def num_host_cached(self):
+        return self._host.num_filled
+
+    def match_host(self, object token_ids, object matched, Py_ssize_t max_tokens, bytes salt not None):
+        """Find the host's blocks that go on where ``matched`` ends, and keep them until the moves are taken."""
+        cdef object fast = PySequence_Fast(matched, "matched is not a sequence of block ids")
+        cdef Py_ssize_t first = PySequence_Fast_GET_SIZE(fast)
+        cdef Py_ssize_t i
+        cdef Py_buffer tokens
+        cdef Hash128 hash
+        cdef bint stale = False
+        cdef int host_id
+        cdef list found = []
+        if not self._host.count:
+            return found
+        hash = self._parent(<object>PySequence_Fast_ITEMS(fast)[first - 1], &stale) if first else self._root(salt)
+        self._open_tokens(token_ids, &tokens)
+        try:
+            for i in range(first, min(max_tokens, tokens.len // <Py_ssize_t>sizeof(int)) // self.block_size):
+                hash = self._hash_of(hash, &tokens, i)
+                host_id = host_find(&self._host, hash)
+                if stale or host_id < 0:
+                    break
+                found.append(host_id)
+        finally:
+            PyBuffer_Release(&tokens)
+        for host_id in found:
+            host_use(&self._host, host_id)
+        return found
+
+    def move_in(self, object host_ids, object block_ids):
+        """Copy what the host's blocks hold to as many referenced ones."""
+        cdef list moves = []
+        cdef int host_id
+        for host_id, block_id in zip(host_ids, block_ids, strict=True):
+            if not 0 <= host_id < self._host.count or not self._host.blocks[host_id].is_filled:
+                raise ValueError(f"host block {host_id} holds nothing")
+            if self._host.blocks[host_id].plan != self._host.plan:
+                raise ValueError(f"host block {host_id} was not matched since the last moves")
+            moves.append((self._referenced(block_id), host_id))
+        self._inward += moves
+
+    def take_moves(self):
+        """Say what to copy before anything else of the plan, and begin the next one."""
+        cdef int i
+        self._copy_ahead()
+        outward = [(self._outward[i].block_id, self._outward[i].host_id) for i in range(self._num_outward)]
+        inward, self._inward = self._inward, []
+        self._num_outward = 0
+        self._host.plan += 1
+        return outward, inward
+
+    cdef void _copy_outward(self, int block_id) noexcept:
+        """See to it that the host has what a MAPPED block holds, if there is room in the plan and at the host."""
+        cdef Hash128 hash = self._blocks[block_id].hash
+        cdef int host_id = host_find(&self._host, hash)
+        if host_id >= 0:
+            host_use(&self._host, host_id)
+        elif self._num_outward < self._max_moves:
+            host_id = host_enter(&self._host, hash)
+            if host_id >= 0:
+                self._outward[self._num_outward] = Move(block_id, host_id)
+                self._num_outward += 1
+
+    cdef void _copy_ahead(self) noexcept:
+        """Copy what will be taken next, until a part of the pool can be taken without losing anything."""
+        cdef int goal = min(self.num_blocks // AHEAD, self._host.count)
+        cdef int num_bare = self.num_free - self._num_idle
+        cdef int block_id
+        while self._num_outward < self._max_moves and num_bare + self._num_passed < goal:
+            block_id = self._next_copied
+            if block_id == self._cached:
+                break
+            self._next_copied = self._blocks[block_id].after
+            self._blocks[block_id].is_passed = True
+            self._num_passed += 1
+            self._copy_outward(block_id)
+
     # ---- references and lists -------------------------------------------------------------------------------------
 
     cdef void _hold(self, int block_id) noexcept:
         """Give an unreferenced block its first reference."""
+        if self._blocks[block_id].mark == MAPPED:
+            self._num_idle -= 1
+        if self._blocks[block_id].is_passed:
+            self._blocks[block_id].is_passed = False
+            self._num_passed -= 1
         self._unlink(block_id)
         self._blocks[block_id].refs = 1
         self.num_free -= 1
@@ -344,6 +494,9 @@ cdef class BlockPool:
         """Put a block that lost its last reference at the end of its list."""
         if self._blocks[block_id].mark == MAPPED:
             self._append(self._cached, block_id)
+            self._num_idle += 1
+            if self._next_copied == self._cached:
+                self._next_copied = block_id
         else:
             self._blocks[block_id].mark = BARE
             self._append(self._bare, block_id)
@@ -365,6 +518,8 @@ cdef class BlockPool:
         cdef int after = self._blocks[block_id].after
         self._blocks[before].after = after
         self._blocks[after].before = before
+        if self._next_copied == block_id:
+            self._next_copied = after
 
     # ---- checks ---------------------------------------------------------------------------------------------------
 
@@ -417,6 +572,27 @@ cdef class BlockPool:
         unreferenced = sum(self._blocks[i].refs == 0 for i in range(self.num_blocks))
         if unreferenced != self.num_free:
             raise AssertionError(f"num_free is {self.num_free}, {unreferenced} blocks have no reference")
+        self._check_copied()
+
+    cdef int _check_copied(self) except -1:
+        cdef int block_id = self._blocks[self._cached].after
+        cdef int num_passed = 0
+        cdef int num_idle = 0
+        while block_id != self._next_copied:
+            num_passed += self._blocks[block_id].is_passed
+            num_idle += 1
+            block_id = self._blocks[block_id].after
+        if not num_passed == num_idle == self._num_passed:
+            raise AssertionError(f"{num_passed} of {num_idle} blocks are passed, not {self._num_passed}")
+        while block_id != self._cached:
+            if self._blocks[block_id].is_passed:
+                raise AssertionError(f"block {block_id} is passed too early")
+            num_idle += 1
+            block_id = self._blocks[block_id].after
+        if num_idle != self._num_idle:
+            raise AssertionError(f"_num_idle is {self._num_idle}, the list holds {num_idle}")
+        if self._host.count and host_fault(&self._host) != NULL:
+            raise AssertionError(host_fault(&self._host).decode())
 
     cdef list _walk(self, int end, int mark):
         cdef list seen = []

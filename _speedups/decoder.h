@@ -59,7 +59,7 @@ public:
         return sum;
     }
 
-    // weights [num_columns][depth]; gated: [2 * num_columns][depth], gates first.
+    // weights [num_columns][depth], bf16 or codes of `format`; gated: [2 * num_columns][depth], gates first.
     void pack(Panels& panels, const Weights& weights, int num_columns, bool gated, Format format) {
         const int lanes = kernels_.lanes, columns = gated ? lanes : 2 * lanes;
         panels.num_columns = num_columns;
@@ -73,7 +73,9 @@ public:
         panels.words = panels.memory.get();
         team_.run([&](int) {
             team_.each(panels.num_panels, [&](int i, int) {
-                if (format == Format::bf16)
+                if (weights.grids != nullptr)
+                    keep_panel(panels, weights, i, lanes);
+                else if (format == Format::bf16)
                     kernels_.pack_panel(panels, weights, i);
                 else
                     quantize_panel(panels, weights, i, lanes);

@@ -55,6 +55,7 @@ cdef extern from "decoder.h" namespace "trioserve" nogil:
         int64_t* num_rows
         int64_t* strides
         int depth
+        const void* grids
 
     cppclass Floats "trioserve::Memory<float>":
         pass
@@ -178,15 +179,17 @@ cdef struct Matrix:     # that is to be packed
     CFormat format
 
 
-cdef Weights _weights(pieces, int64_t num_rows, int depth) except *:
-    """A matrix of so many rows from its pieces: of each the address, the number of rows and their stride."""
+cdef Weights _weights(pieces, int64_t num_rows, int depth, uintptr_t grids) except *:
+    """A matrix of so many rows from its pieces: of each the address, the number of rows and their stride. Where there are
+    ``grids``, it is in one piece, of codes."""
     cdef Weights weights
     cdef int i
+    assert not grids or len(pieces) == 1, f"{len(pieces)} pieces of codes"
     assert len(pieces) <= MAX_PIECES, f"{len(pieces)} pieces"
     assert sum(count for _, count, _ in pieces) == num_rows, f"not {num_rows} rows"
     for i, (address, count, stride) in enumerate(pieces):
         weights.pieces[i], weights.num_rows[i], weights.strides[i] = <const bf16*><uintptr_t>address, count, stride
-    weights.depth = depth
+    weights.depth, weights.grids = depth, <const void*>grids
     return weights
 
 
@@ -232,20 +235,23 @@ cdef class Decoder:
         return self._decoder.get().num_bytes()
 
     def set_layer(
-        self, int layer, *, qkv_proj, o_proj, gate_up_proj, down_proj, formats, int sliding_window,
+        self, int layer, *, qkv_proj, o_proj, gate_up_proj, down_proj, formats, grids, int sliding_window,
         uintptr_t rope_table
     ):
         """Take the matrices of a layer, each in pieces, (address, number of rows, stride), and the format that each is to have;
-        ``pack`` reads them. ``rope_table`` is read by every step, 0: heads are not rotated."""
+        ``pack`` reads them. Where there is an address among ``grids``, the matrix is in codes of this format, and there lies
+        what they stand for. ``rope_table`` is read by every step, 0: heads are not rotated."""
         cdef CDecoder* decoder = self._decoder.get()
         cdef Layer* to = &decoder.layer(layer)
         cdef DecoderShape* shape = &self._shape
         cdef int head_size = shape.num_heads * shape.head_dim
         cdef int qkv_size = head_size + 2 * shape.num_kv_heads * shape.head_dim
-        cdef Weights qkv = _weights(qkv_proj, qkv_size, shape.hidden_size)
-        cdef Weights o = _weights(o_proj, shape.hidden_size, head_size)
-        cdef Weights gate_up = _weights(gate_up_proj, 2 * shape.intermediate_size, shape.hidden_size)
-        cdef Weights down = _weights(down_proj, shape.hidden_size, shape.intermediate_size)
+        cdef Weights qkv = _weights(qkv_proj, qkv_size, shape.hidden_size, grids["qkv_proj"])
+        cdef Weights o = _weights(o_proj, shape.hidden_size, head_size, grids["o_proj"])
+        cdef Weights gate_up = _weights(
+            gate_up_proj, 2 * shape.intermediate_size, shape.hidden_size, grids["gate_up_proj"]
+        )
+        cdef Weights down = _weights(down_proj, shape.hidden_size, shape.intermediate_size, grids["down_proj"])
         to.sliding_window, to.rope_table = sliding_window, <const float*>rope_table
         self._take(to.qkv, qkv, qkv_size, False, formats["qkv_proj"])
         self._take(to.o, o, shape.hidden_size, False, formats["o_proj"])
@@ -289,12 +295,12 @@ cdef class Decoder:
         if down_proj:
             decoder.copy(to.down_bias, <const float*>down_proj, self._shape.hidden_size)
 
-    def set_head(self, *, uintptr_t norm, uintptr_t norm_bias, lm_head, str head_format):
-        """Copy the last norm, float32, its bias may be 0, and take the head, bfloat16, in pieces as those of a layer: of all
-        tokens, or of those from ``first_token`` on that are here."""
+    def set_head(self, *, uintptr_t norm, uintptr_t norm_bias, lm_head, str head_format, uintptr_t grids=0):
+        """Copy the last norm, float32, its bias may be 0, and take the head as a matrix of a layer: of all tokens, or of those
+        from ``first_token`` on that are here."""
         cdef CDecoder* decoder = self._decoder.get()
         cdef int num_tokens = sum(count for _, count, _ in lm_head)
-        cdef Weights weights = _weights(lm_head, num_tokens, self._shape.hidden_size)
+        cdef Weights weights = _weights(lm_head, num_tokens, self._shape.hidden_size, grids)
         assert self._shape.first_token + num_tokens <= self._shape.vocab_size, f"{num_tokens} tokens"
         self._copy_norm(decoder.final_norm(), norm, norm_bias)
         self._take(decoder.head(), weights, num_tokens, False, head_format)

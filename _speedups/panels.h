@@ -75,12 +75,15 @@ struct Weights {
     int64_t num_rows[kMaxPieces] = {};  // of each piece
     int64_t strides[kMaxPieces] = {};   // elements from one row to the next
     int depth = 0;
+    const void* grids = nullptr;  // not null: the first piece is all of it, and has codes (quantize.h)
 
     const bf16* row(int64_t i) const {
         int piece = 0;
         for (; i >= num_rows[piece]; ++piece) i -= num_rows[piece];
         return pieces[piece] + i * strides[piece];
     }
+
+    const uint8_t* codes(int64_t i) const { return reinterpret_cast<const uint8_t*>(pieces[0]) + i * strides[0]; }
 };
 
 // Words of a column in a panel: pairs; or bytes, and a scale; or for each group a scale and a least number, and nibbles.

@@ -3,6 +3,7 @@
 //   int8: weight = scale * (byte - 128), a scale for each column. The scale makes the largest weight 127.
 //   int4: weight = scale * nibble + least, both bf16, for each column and group of 32 along the depth: 5 bits a weight.
 //         Of several ranges, each fitted to the nibbles that it gives, the one with the least squared error counts.
+//   Codes that a checkpoint brought are kept as they are, with its scales.
 //   rows: activation = scale * byte, a scale for each row, made anew for every product's input.
 //
 // This is compiled once and for every processor: so all instruction sets have the same bytes and nibbles.
@@ -161,6 +162,47 @@ inline void quantize_panel(const Panels& panels, const Weights& weights, int pan
             continue;
         }
         (panels.format == Format::int8 ? pack_bytes : pack_nibbles)(to + i, num_columns, column.data(), depth);
+    }
+}
+
+// Fills one column of a panel of int8 with codes that there are, of which none is beyond the depth.
+//   scale: the column's
+inline void keep_bytes(uint32_t* to, int num_columns, const uint8_t* codes, const float& scale, int padded_depth) {
+    for (int i = 0; i < padded_depth; i += 4) std::memcpy(to + i / 4 * num_columns, codes + i, 4);
+    std::memcpy(to + padded_depth / 4 * num_columns, &scale, sizeof scale);
+}
+
+// The same of int4.
+//   grids: of each group a word, its scale and above it its least number, both bf16
+inline void keep_nibbles(uint32_t* to, int num_columns, const uint8_t* codes, const uint32_t* grids, int padded_depth) {
+    for (int first = 0; first < padded_depth; first += kScaleGroup) {
+        *to = *grids++;
+        to += num_columns;
+        for (int i = first; i < first + kScaleGroup; i += 8, to += num_columns) {
+            uint32_t low, high;
+            std::memcpy(&low, codes + i, 4);
+            std::memcpy(&high, codes + i + 4, 4);
+            *to = low | high << 4;
+        }
+    }
+}
+
+// Fills one panel with the codes of a matrix, as quantize_panel does from its weights.
+//   weights.grids: of int8 float [num_columns]; of int4 words [num_columns][groups of the padded depth]
+inline void keep_panel(const Panels& panels, const Weights& weights, int panel, int lanes) {
+    const int num_columns = 2 * lanes, depth = static_cast<int>(padded(panels.depth));
+    const bool is_int8 = panels.format == Format::int8;
+    uint32_t* to = panels.words + static_cast<int64_t>(panel) * panels.num_words * num_columns;
+    std::vector<uint8_t> column(static_cast<size_t>(depth), is_int8 ? kByteZero : 0);
+    for (int i = 0; i < num_columns; ++i) {
+        const int64_t row = panels.row_of(panel, i, lanes);
+        if (row < 0) continue;
+        std::memcpy(column.data(), weights.codes(row), static_cast<size_t>(panels.depth));
+        if (is_int8)
+            keep_bytes(to + i, num_columns, column.data(), static_cast<const float*>(weights.grids)[row], depth);
+        else
+            keep_nibbles(to + i, num_columns, column.data(),
+                         static_cast<const uint32_t*>(weights.grids) + row * (depth / kScaleGroup), depth);
     }
 }
 

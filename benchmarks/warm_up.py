@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from trioserve.builtin import MODEL_DIR
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Admission, SlotWork, StepPlan, WorkerConfig
-from trioserve.worker.load import load_runner
+from trioserve.worker.load import load_cpu_runner
 
 _NUM_BLOCKS = 4000
 _BATCH_SIZES = (2, 8, 32, 64)
@@ -66,7 +66,7 @@ def measure(*, use_warmup: bool) -> dict[str, float]:
         use_warmup=use_warmup,
     )
     started = time.process_time()
-    runner, _ = load_runner(config, lambda progress: None, 0.0)
+    runner, _ = load_cpu_runner(config, lambda progress: None, 0.0)
     times = {"load and warm up": (time.process_time() - started) * 1e3}
 
     def run(name: str, plan: StepPlan) -> None:

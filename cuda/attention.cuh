@@ -13,11 +13,6 @@
 
 #include "types.cuh"
 
-template <typename T>
-constexpr bool kIsFp16 = false;
-template <>
-constexpr bool kIsFp16<fp16> = true;
-
 using SharedBytes = decltype(dynamic_shared<u8>());
 using SharedFloats = decltype(dynamic_shared<float>());
 
@@ -279,32 +274,61 @@ struct Softmax {
     // Take in the values of the tile with the weights of these scores.
     __device__ __forceinline__ void take(float (&scores)[kKeys / 8][4], float factor, SharedBytes tile) {
         raise(scores, factor);
+#pragma unroll
+        for (int group = 0; group < kKeys / kGroupKeys; ++group) {
+            u32 weights[4];
+            weigh(weights, scores, group, factor, tile);
+            Tile::multiply_values(sums, weights, group, tile);
+        }
+    }
+
+    // Make max that of the scores too, and what there is relative to it.
+    __device__ __forceinline__ void raise(const float (&scores)[kKeys / 8][4], float factor) {
+        float less[2];
+        bool is_raised = false;
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            float found = max[row];
+#pragma unroll
+            for (int j = 0; j < kKeys / 8; ++j) found = fmaxf(found, fmaxf(scores[j][2 * row], scores[j][2 * row + 1]));
+            found = fmaxf(found, __shfl_xor_sync(kEveryLane, found, 1));
+            found = fmaxf(found, __shfl_xor_sync(kEveryLane, found, 2));
+            less[row] = exp2_fast((max[row] - found) * factor);
+            is_raised |= found > max[row];
+            max[row] = found;
+            total[row] *= less[row];
+        }
+        if (!__ballot_sync(kEveryLane, is_raised)) return;  // the more keys were seen, the rarer
+#pragma unroll
+        for (int n = 0; n < kHeadDim / 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[n][i] *= less[i / 2];
+    }
+
+    // The weights of keys 16 * group.. as a product with their values takes them, behind raise; the total counts them.
+    __device__ __forceinline__ void weigh(u32 (&weights)[4], const float (&scores)[kKeys / 8][4], int group, float factor,
+                                          SharedBytes tile) {
         // Of a row that has seen nothing yet all weights are 0.
         const float down[2] = {max[0] > kMasked ? -max[0] * factor : 0.0f,
                                max[1] > kMasked ? -max[1] * factor : 0.0f};
 #pragma unroll
-        for (int group = 0; group < kKeys / kGroupKeys; ++group) {
-            u32 weights[4];
+        for (int half = 0; half < 2; ++half) {
+            const auto& of = scores[2 * group + half];
+            float wide[4];
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const auto& of = scores[2 * group + half];
-                float wide[4];
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    wide[i] = exp2_fast(fmaf(of[i], factor, down[i / 2]));
-                    total[i / 2] += wide[i];
-                }
-                if constexpr (Tile::kScaled) {
-                    const int key = group * kGroupKeys + half * 8 + threadIdx.x % 4 * 2;
-                    const auto scales = Tile::value_scales(tile, key);
-#pragma unroll
-                    for (int i = 0; i < 4; ++i)  // a masked key's scale may be anything
-                        wide[i] = wide[i] > 0.0f ? wide[i] * (scales[i % 2] * kLift) : 0.0f;
-                }
-                weights[2 * half] = pair_of<T>(wide[0], wide[1]);
-                weights[2 * half + 1] = pair_of<T>(wide[2], wide[3]);
+            for (int i = 0; i < 4; ++i) {
+                wide[i] = exp2_fast(fmaf(of[i], factor, down[i / 2]));
+                total[i / 2] += wide[i];
             }
-            Tile::multiply_values(sums, weights, group, tile);
+            if constexpr (Tile::kScaled) {
+                const int key = group * kGroupKeys + half * 8 + threadIdx.x % 4 * 2;
+                const auto scales = Tile::value_scales(tile, key);
+#pragma unroll
+                for (int i = 0; i < 4; ++i)  // a masked key's scale may be anything
+                    wide[i] = wide[i] > 0.0f ? wide[i] * (scales[i % 2] * kLift) : 0.0f;
+            }
+            weights[2 * half] = pair_of<T>(wide[0], wide[1]);
+            weights[2 * half + 1] = pair_of<T>(wide[2], wide[3]);
         }
     }
 
@@ -331,29 +355,5 @@ struct Softmax {
                 store_narrow(at, Vector<float, 2>{{first, second}});
             }
         }
-    }
-
-private:
-    // Make max that of the scores too, and what there is relative to it.
-    __device__ __forceinline__ void raise(const float (&scores)[kKeys / 8][4], float factor) {
-        float less[2];
-        bool is_raised = false;
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            float found = max[row];
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; ++j) found = fmaxf(found, fmaxf(scores[j][2 * row], scores[j][2 * row + 1]));
-            found = fmaxf(found, __shfl_xor_sync(kEveryLane, found, 1));
-            found = fmaxf(found, __shfl_xor_sync(kEveryLane, found, 2));
-            less[row] = exp2_fast((max[row] - found) * factor);
-            is_raised |= found > max[row];
-            max[row] = found;
-            total[row] *= less[row];
-        }
-        if (!__ballot_sync(kEveryLane, is_raised)) return;  // the more keys were seen, the rarer
-#pragma unroll
-        for (int n = 0; n < kHeadDim / 8; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sums[n][i] *= less[i / 2];
     }
 };

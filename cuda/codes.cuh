@@ -1,8 +1,13 @@
-// codes.cuh: weights of 8 and 4 bits, as quantized_linear.cu says that they lie in memory, become operands of matrix
-// instructions.
+// codes.cuh: weights of 8 and 4 bits as quantized_linear.cu says that they lie, on their way to numbers.
+//
+// A code becomes a number by one multiplication: as the last bits of a 16-bit float it is that many of the least
+// subnormal, and times a power of two exactly code / whole().
 #pragma once
 
 #include "types.cuh"
+
+constexpr int kTileRows = 16;
+constexpr int kHalf = 32;  // columns that two matrix instructions take
 
 using Words = Vector<u32, 4>;
 
@@ -77,3 +82,31 @@ template <typename T>
 __device__ __forceinline__ Vector<float, 2> widen_pair(u32 pair) {
     return {{to_float(T{static_cast<u16>(pair)}), to_float(T{static_cast<u16>(pair >> 16)})}};
 }
+
+// What a lane has of a slab of this block's tile.
+__device__ __forceinline__ Words slab_of(const void* weight, int num_slabs, int slab, int lane) {
+    const i64 at = (static_cast<i64>(blockIdx.x) * num_slabs + slab) * kWarp + lane;
+    return load_once<Words>(static_cast<const u8*>(weight) + at * kVectorBytes);
+}
+
+// A row's scale; rows behind the last have none.
+__device__ __forceinline__ float scale_of(const float* scales, int row, int out_size) {
+    row += blockIdx.x * kTileRows;
+    return row < out_size ? load<float>(scales + row) : 0.0f;
+}
+
+// What a lane's two rows have in a group: weight = scale * whole() * number + offset.
+template <typename T>
+struct Group {
+    float scale[2], offset[2];
+
+    __device__ __forceinline__ Group(const T* scales, int num_groups, int group, bool has_zero_points, int lane) {
+        const i64 first = (static_cast<i64>(blockIdx.x) * num_groups + group) * kTileRows + lane / 4;
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            const auto both = load_wide<T, 2>(scales + (first + row * 8) * 2);
+            scale[row] = both[0] * whole<T>();
+            offset[row] = has_zero_points ? -both[0] * both[1] : both[1];
+        }
+    }
+};

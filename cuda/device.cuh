@@ -12,6 +12,7 @@ using u8 = unsigned char;
 using u16 = unsigned short;
 using u32 = unsigned int;
 using i64 = long long;
+using u64 = unsigned long long;
 
 #if defined(__CUDACC__)
 
@@ -185,6 +186,114 @@ __device__ __forceinline__ u32 multiply_fp16_pair(u32 x, u32 y) {
 // The first lane of a mask that is not 0.
 __device__ __forceinline__ int first_lane(u32 mask) { return __ffs(static_cast<int>(mask)) - 1; }
 
+// ---- sm_90a: barriers in shared memory, and matrices that a warpgroup, four warps, multiplies together
+
+// A barrier of 8 bytes, whose phase ends when so many have arrived; one thread, and __syncthreads before others use it.
+__device__ __forceinline__ void init_barrier(void* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+// What this thread did before is seen by those who wait for the phase.
+__device__ __forceinline__ void arrive_at_barrier(void* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Until the phase of this parity has ended: the first, third.. have 0. Before any has, one of parity 1 counts as ended.
+__device__ __forceinline__ void wait_at_barrier(void* barrier, int parity) {
+    u32 ended;
+    do {
+        asm volatile(
+            "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
+            : "=r"(ended)
+            : "r"(shared_address(barrier)), "r"(parity)
+            : "memory");
+    } while (!ended);
+}
+
+// What this thread wrote to shared memory, copies that it waited for included, may be read by matrix instructions of
+// whoever learns of it later.
+__device__ __forceinline__ void publish_to_matrices() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// From here on a warpgroup has so many registers a thread; all of its warps say so.
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// Before the first product of a group, which adds to c and reads a: these registers are as the program left them, and
+// nothing that makes them is moved behind this.
+template <int kTiles, int kSteps>
+__device__ __forceinline__ void begin_products(float (&c)[kTiles][4], u32 (&a)[kSteps][4]) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(c[n][i])::"memory");
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[step][i])::"memory");
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+// The products since the last call are a group.
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Until all groups have ended; only then are their sums there, and their shared memory free.
+template <int kTiles>
+__device__ __forceinline__ void wait_products(float (&c)[kTiles][4]) {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)  // nothing that reads them is moved in front of this
+#pragma unroll
+        for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(c[n][i])::"memory");
+}
+
+// c = a b, or c += a b, of a warpgroup: a [64, 16] in registers, b [16, 8 * kTiles] in shared memory, c [64, 8 * kTiles]
+// float32. Warp w of the four has rows 16 w.. of a and c, as mma_bf16 says of its a and c: c[n] of columns 8 n.. b is
+// where matrix_at says, kByRows: row by row, otherwise column by column.
+#define FLOATS_4(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+#define FLOATS_32(n)                                                                                             \
+    FLOATS_4(n), FLOATS_4(n + 1), FLOATS_4(n + 2), FLOATS_4(n + 3), FLOATS_4(n + 4), FLOATS_4(n + 5), FLOATS_4(n + 6), \
+        FLOATS_4(n + 7)
+#define NAMES_32                                                                                                    \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
+    "%31"
+#define NAMES_64                                                                                                    \
+    NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
+             "%58,%59,%60,%61,%62,%63"
+#define PRODUCT(name, tiles, type, floats, names, a0, a1, a2, a3, b, adds, major)                                   \
+    template <bool kByRows>                                                                                   \
+    __device__ __forceinline__ void name(float (&c)[tiles][4], const u32 (&x)[4], u64 matrix, bool is_added) {      \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " adds ", 0; wgmma.mma_async.sync.aligned." type " {" names    \
+                     "}, {" a0 "," a1 "," a2 "," a3 "}, " b ", p, 1, 1, " major "; }"                               \
+                     : floats                                                                                       \
+                     : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(matrix), "r"(is_added ? 1 : 0),              \
+                       "n"(kByRows ? 1 : 0));                                                                 \
+    }
+#define FLOATS_64 FLOATS_32(0), FLOATS_32(8)
+#define PRODUCT_64(name, type) \
+    PRODUCT(name, 8, "m64n64k16.f32." type, FLOATS_32(0), NAMES_32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
+#define PRODUCT_128(name, type) \
+    PRODUCT(name, 16, "m64n128k16.f32." type, FLOATS_64, NAMES_64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
+PRODUCT_64(multiply_group_bf16, "bf16.bf16")
+PRODUCT_128(multiply_group_bf16, "bf16.bf16")
+PRODUCT_64(multiply_group_fp16, "f16.f16")
+PRODUCT_128(multiply_group_fp16, "f16.f16")
+#undef PRODUCT_128
+#undef PRODUCT_64
+#undef FLOATS_64
+#undef PRODUCT
+#undef NAMES_64
+#undef NAMES_32
+#undef FLOATS_32
+#undef FLOATS_4
+
 #else
 #include "cuemu.h"
 #endif
@@ -194,6 +303,17 @@ constexpr u32 kEveryLane = 0xffffffffu;
 constexpr int kVectorBytes = 16;           // that one load or store instruction moves
 
 __device__ __forceinline__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
+// Where a matrix instruction of a warpgroup finds b: in rows of 128 bytes, 8 of them 1024 bytes on a boundary of these, their
+// chunks of 16 bytes permuted: chunk i of row r lies where i ^ r % 8 would. next_eight bytes from 8 rows to the next 8.
+//   column by column   a row holds 64 elements of a column of b; the instruction takes 16, whose first byte in row 0 is
+//                      address: 0, 32, 64 or 96 bytes into it. Nobody reads next_columns, which is 16.
+//   row by row         a row holds 64 elements of a row of b; next_columns bytes to the next 64
+__device__ __forceinline__ u64 matrix_at(u32 address, int next_eight, int next_columns) {
+    constexpr u64 kSwizzle128 = 1;
+    const auto field = [](u32 bytes) { return static_cast<u64>(bytes >> 4 & 0x3fffu); };
+    return field(address) | field(next_columns) << 16 | field(next_eight) << 32 | kSwizzle128 << 62;
+}
 
 __device__ __forceinline__ float exp_fast(float x) { return exp2_fast(x * 1.44269504088896341f); }
 

@@ -34,41 +34,7 @@
 //       Expected at 32 and 8 heads of 128, bf16, 8192 tokens, on an H200: each warp loads a tile from shared memory for
 //       16 rows, which bounds it to 16 FLOP a byte, 2048 a clock and multiprocessor of the 4096 that it can do: at most
 //       400 TFLOP/s, 1.4 ms; FlashAttention-3 takes 0.81. Not measured yet.
-#include "attention.cuh"
-
-// Which rows a block has.
-struct RowTile {
-    int seq = -1, row = 0;  // of the sequence's rows, its first
-};
-
-// The blockIdx.x-th tile of all sequences; within one, the last comes first, which sees most keys.
-__device__ __forceinline__ RowTile find_rows(const int* cu_seqlens_q, int num_seqs, int group_size, int rows_of_tile,
-                                             int min_queries) {
-    const int lane = threadIdx.x % kWarp;
-    int left = blockIdx.x;
-    for (int base = 0; base < num_seqs; base += kWarp) {
-        int tiles = 0;
-        if (base + lane < num_seqs) {
-            const int queries =
-                load<int>(cu_seqlens_q + base + lane + 1) - load<int>(cu_seqlens_q + base + lane);
-            if (queries >= min_queries) tiles = (queries * group_size + rows_of_tile - 1) / rows_of_tile;
-        }
-        int up_to = tiles;
-#pragma unroll
-        for (int step = 1; step < kWarp; step *= 2) {
-            const int before = __shfl_up_sync(kEveryLane, up_to, step);
-            if (lane >= step) up_to += before;
-        }
-        const u32 behind = __ballot_sync(kEveryLane, up_to > left);
-        if (behind) {
-            const int found = first_lane(behind);
-            const int last = __shfl_sync(kEveryLane, up_to, found) - 1;
-            return {base + found, (last - left) * rows_of_tile};
-        }
-        left -= __shfl_sync(kEveryLane, up_to, kWarp - 1);
-    }
-    return {};
-}
+#include "prefill.cuh"
 
 // Fetches a sequence's keys into tiles, 16 at a time, without dividing by the size of blocks.
 template <typename KeyTile, typename KV, int kHeadDim, int kKeys, int kThreads>
@@ -105,27 +71,6 @@ struct Walker {
     }
 };
 
-// The two rows of a lane; those behind a sequence's last are computed as it is, and not stored.
-template <typename T, int kHeadDim>
-struct LaneRows {
-    int position[2];
-    i64 head[2];  // token * num_heads + head; below 0 of rows that are not stored
-    const T* query[2];
-
-    __device__ __forceinline__ LaneRows(const T* q, i64 q_stride, int first_row, int num_rows, int first_token,
-                                        int num_computed, int first_head, int group_size, int num_heads) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int row = first_row + threadIdx.x / kWarp * kRows + threadIdx.x % kWarp / 4 + i * 8;
-            const int there = smaller(row, num_rows - 1);
-            const int token = there / group_size, of_token = first_head + there % group_size;
-            position[i] = num_computed + token;
-            head[i] = row < num_rows ? static_cast<i64>(first_token + token) * num_heads + of_token : -1;
-            query[i] = q + (first_token + token) * q_stride + of_token * kHeadDim;
-        }
-    }
-};
-
 template <typename T, typename KV, int kHeadDim, int kKeys, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, kHeadDim == 64 ? 3 : 2)
 paged_prefill(T* __restrict__ out, const T* __restrict__ q, const KV* __restrict__ k_cache,
@@ -145,12 +90,9 @@ paged_prefill(T* __restrict__ out, const T* __restrict__ q, const KV* __restrict
                                      group_size, num_heads);
     const typename KeyTile::template Queries<kHeadDim < 256> queries(rows.query[0], rows.query[1]);
 
-    // Keys that any of the block's rows sees, from a multiple of kKeys on, and those that all of them see.
-    const int first = num_computed + tile.row / group_size;
-    const int last = num_computed + (smaller(tile.row + kWarps * kRows, num_rows) - 1) / group_size;
-    const int window = sliding_window > 0 ? sliding_window : last + 1;
-    const int begin = first >= window ? (first - window + 1) / kKeys * kKeys : 0, end = last + 1;
-    const int all_from = last - window + 1, all_to = first + 1;
+    const int last_row = smaller(tile.row + kWarps * kRows, num_rows) - 1;
+    const Seen seen(tile.row, last_row, num_computed, group_size, sliding_window);
+    const int begin = seen.begin / kKeys * kKeys, end = seen.end;
 
     const int* block_table = block_tables + static_cast<i64>(tile.seq) * max_blocks;
     const Keys paged{k_cache, v_cache, k_scales, v_scales, block_table, num_kv_heads, kv_head, block_size};
@@ -166,9 +108,9 @@ paged_prefill(T* __restrict__ out, const T* __restrict__ q, const KV* __restrict
         float scores[kKeys / 8][4] = {};
         KeyTile::multiply_keys(scores, queries, walker.tile(slot));
         KeyTile::score(scores, walker.tile(slot), scoring);
-        if (base < all_from || base + kKeys > all_to) {
+        if (base < seen.all_from || base + kKeys > seen.all_to) {
             const int behind[2] = {rows.position[0] + 1 - base, rows.position[1] + 1 - base};
-            const int first[2] = {behind[0] - window, behind[1] - window};
+            const int first[2] = {behind[0] - seen.window, behind[1] - seen.window};
             KeyTile::mask(scores, first, behind);
         }
         softmax.take(scores, scoring.factor, walker.tile(slot));

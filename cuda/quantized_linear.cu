@@ -34,9 +34,8 @@
 // the warps. So how a token's sums are made depends on the sizes and on num_splits alone, not on how many tokens there
 // are; but those for one token have another order than the rest.
 //
-// A code becomes a number by one multiplication: as the last bits of a 16-bit float it is that many of the least
-// subnormal, and times a power of two exactly code / whole(). The tensor cores multiply by whole codes; scales come in
-// float32 at a group's end, where the offset counts with the sum of the group's x, a product with ones.
+// How a code becomes a number says codes.cuh. The tensor cores multiply by whole codes; scales come in float32 at a
+// group's end, where the offset counts with the sum of the group's x, a product with ones.
 //
 // Ladder
 //   v1  Weights as the first operand, tokens as the second, so that 8 tokens waste nothing; a permutation of the columns
@@ -53,8 +52,7 @@
 //       again. Not measured yet.
 #include "codes.cuh"
 
-constexpr int kTileRows = 16, kTileTokens = 8;
-constexpr int kHalf = 32;  // columns that two matrix instructions take
+constexpr int kTileTokens = 8;
 constexpr int kAhead = 4;  // slabs of a warp that are on their way
 
 // What a lane needs of some tokens' x: eight neighbours, the operands of two instructions for each tile.
@@ -189,12 +187,6 @@ __device__ __forceinline__ void finish_single(const Results<T>& results, float (
     finish<kWarps>(results, floats, 1, kTileRows, [](int, int row) { return row; });
 }
 
-// A row's scale; rows behind the last have none.
-__device__ __forceinline__ float scale_of(const float* scales, int row, int out_size) {
-    row += blockIdx.x * kTileRows;
-    return row < out_size ? load<float>(scales + row) : 0.0f;
-}
-
 template <typename T, typename Code, int kTiles, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 3)
 channel_linear(T* __restrict__ out, float* __restrict__ sums, const T* __restrict__ x, const Code* __restrict__ weight,
@@ -266,22 +258,6 @@ channel_linear_single(T* __restrict__ out, float* __restrict__ sums, const T* __
         products[row] *= scale_of(scales, lane / 4 + row * 8, out_size) * Bytes<T, Code>::whole_code();
     finish_single<kWarps>(Results<T>(out, sums, bias, 0, 1, out_size), products);
 }
-
-// What a lane's two rows have in a group: weight = scale * whole() * number + offset.
-template <typename T>
-struct Group {
-    float scale[2], offset[2];
-
-    __device__ __forceinline__ Group(const T* scales, int num_groups, int group, bool has_zero_points, int lane) {
-        const i64 first = (static_cast<i64>(blockIdx.x) * num_groups + group) * kTileRows + lane / 4;
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            const auto both = load_wide<T, 2>(scales + (first + row * 8) * 2);
-            scale[row] = both[0] * whole<T>();
-            offset[row] = has_zero_points ? -both[0] * both[1] : both[1];
-        }
-    }
-};
 
 // Adds the products of a slab of nibbles, group by group.
 //   group  part of the slab -> its group

@@ -5,9 +5,10 @@
 //   q                   [num_tokens, num_heads, head_dim], token t at q + t * q_stride elements, its heads contiguous;
 //                       written in place
 //   k, v                [num_tokens, num_kv_heads, head_dim], likewise; only read
-//   q_weight, k_weight  [head_dim], of the norms; nobody reads them where normed is 0
+//   q_weight, k_weight  [head_dim], of the norms, to which offset is added; nobody reads them where normed is 0
 //   positions           [num_tokens], absolute, from 0
-//   table               [num_positions, 2, head_dim / 2], cos then sin; every position is below num_positions
+//   table               [num_positions, 2, num_pairs], cos then sin; every position is below num_positions. The first
+//                       2 * num_pairs elements of a head are turned, the others stay; of 0 pairs there is no table
 //   k_cache, v_cache    [num_blocks, num_kv_heads, block_size, head_dim], contiguous, written in place
 //   k_scales, v_scales  [num_blocks, num_kv_heads, block_size], of e4m3: the largest element of the head over 448;
 //                       otherwise nobody writes them
@@ -16,6 +17,7 @@
 //   T         bf16 or fp16
 //   KV        T or e4m3
 //   kHeadDim  even
+//   num_pairs a multiple of kWidth, which the head's size decides: 4 of 256, 2 of 128, 1 of the others
 //   kWarps    of a block; each has one head of the token, of its queries, then its keys, then its values
 //   grid      (num_tokens, (num_heads + 2 * num_kv_heads) / kWarps, rounded up)
 //   block     kWarps * 32
@@ -44,13 +46,15 @@ struct Head {
     using Run = Vector<float, kWidth>;
 
     Run first[kTurns] = {}, second[kTurns] = {};
-    bool interleaved;  // pairs are neighbours, not the halves of the head
+    bool interleaved;  // pairs are neighbours, not num_pairs apart
+    int num_pairs;     // that are turned; the elements behind them are paired too, and stay
 
-    __device__ __forceinline__ Head(const T* x, bool interleaved) : interleaved(interleaved) {
+    __device__ __forceinline__ Head(const T* x, bool interleaved, int num_pairs)
+        : interleaved(interleaved), num_pairs(num_pairs) {
         each([&](int turn, int at) {
             if (!this->interleaved) {
-                first[turn] = load_wide<T, kWidth>(x + at);
-                second[turn] = load_wide<T, kWidth>(x + kPairs + at);
+                first[turn] = load_wide<T, kWidth>(x + first_of(at));
+                second[turn] = load_wide<T, kWidth>(x + second_of(at));
                 return;
             }
             const auto pairs = load_wide<T, 2 * kWidth>(x + 2 * at);
@@ -62,6 +66,10 @@ struct Head {
         });
     }
 
+    // Where the first and the second of pair at lie: both of those that are turned before all others.
+    __device__ __forceinline__ int first_of(int at) const { return at < num_pairs ? at : num_pairs + at; }
+    __device__ __forceinline__ int second_of(int at) const { return at < num_pairs ? num_pairs + at : kPairs + at; }
+
     // Give each(turn, at) the first pair of each run of this lane.
     template <typename Each>
     static __device__ __forceinline__ void each(Each body) {
@@ -72,7 +80,7 @@ struct Head {
         }
     }
 
-    __device__ __forceinline__ void normalise(const T* weight, float eps) {
+    __device__ __forceinline__ void normalise(const T* weight, float offset, float eps) {
         float squares = 0.0f;
 #pragma unroll
         for (int turn = 0; turn < kTurns; ++turn)
@@ -80,19 +88,20 @@ struct Head {
             for (int j = 0; j < kWidth; ++j)
                 squares += first[turn][j] * first[turn][j] + second[turn][j] * second[turn][j];
         const float scale = rsqrt_fast(warp_sum(squares) / static_cast<float>(kHeadDim) + eps);
-        const Head weights(weight, interleaved);
+        const Head weights(weight, interleaved, num_pairs);
 #pragma unroll
         for (int turn = 0; turn < kTurns; ++turn)
 #pragma unroll
             for (int j = 0; j < kWidth; ++j) {
-                first[turn][j] = to_float(from_float<T>(first[turn][j] * scale * weights.first[turn][j]));
-                second[turn][j] = to_float(from_float<T>(second[turn][j] * scale * weights.second[turn][j]));
+                first[turn][j] = to_float(from_float<T>(first[turn][j] * scale * (weights.first[turn][j] + offset)));
+                second[turn][j] = to_float(from_float<T>(second[turn][j] * scale * (weights.second[turn][j] + offset)));
             }
     }
 
     __device__ __forceinline__ void turn(const float* cos_row) {
         each([&](int turn, int at) {
-            const auto cos = load<Run>(cos_row + at), sin = load<Run>(cos_row + kPairs + at);
+            if (at >= num_pairs) return;
+            const auto cos = load<Run>(cos_row + at), sin = load<Run>(cos_row + num_pairs + at);
 #pragma unroll
             for (int j = 0; j < kWidth; ++j) {
                 const float x = first[turn][j], y = second[turn][j];
@@ -113,8 +122,8 @@ struct Head {
                 y[j] *= factor;
             }
             if (!interleaved) {
-                store_narrow(out + at, x);
-                store_narrow(out + kPairs + at, y);
+                store_narrow(out + first_of(at), x);
+                store_narrow(out + second_of(at), y);
                 return;
             }
             Vector<float, 2 * kWidth> pairs;
@@ -156,14 +165,15 @@ rope_store_kv(T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ 
               const T* __restrict__ k_weight, const i64* __restrict__ positions, const float* __restrict__ table,
               KV* __restrict__ k_cache, KV* __restrict__ v_cache, float* __restrict__ k_scales,
               float* __restrict__ v_scales, const i64* __restrict__ slot_mapping, int num_heads, int num_kv_heads,
-              int block_size, i64 q_stride, i64 k_stride, i64 v_stride, int interleaved, int normed, float eps) {
+              int block_size, int num_pairs, i64 q_stride, i64 k_stride, i64 v_stride, int interleaved, int normed,
+              float offset, float eps) {
     const int token = blockIdx.x, head = blockIdx.y * kWarps + threadIdx.x / kWarp;
     if (head >= num_heads + 2 * num_kv_heads) return;
-    const float* cos_row = table + load<i64>(positions + token) * kHeadDim;
+    const float* cos_row = table + load<i64>(positions + token) * (2 * num_pairs);
     if (head < num_heads) {
         T* row = q + token * q_stride + head * kHeadDim;
-        Head<T, kHeadDim> states(row, interleaved);
-        if (normed) states.normalise(q_weight, eps);
+        Head<T, kHeadDim> states(row, interleaved, num_pairs);
+        if (normed) states.normalise(q_weight, offset, eps);
         states.turn(cos_row);
         return states.store(row, 1.0f);
     }
@@ -172,12 +182,12 @@ rope_store_kv(T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ 
     const int kv_head = (head - num_heads) % num_kv_heads;
     const i64 key = (slot / block_size * num_kv_heads + kv_head) * block_size + slot % block_size;
     if (head < num_heads + num_kv_heads) {
-        Head<T, kHeadDim> states(k + token * k_stride + kv_head * kHeadDim, interleaved);
-        if (normed) states.normalise(k_weight, eps);
+        Head<T, kHeadDim> states(k + token * k_stride + kv_head * kHeadDim, interleaved, num_pairs);
+        if (normed) states.normalise(k_weight, offset, eps);
         states.turn(cos_row);
         states.keep(k_cache, k_scales, key);
     } else {
-        const Head<T, kHeadDim> states(v + token * v_stride + kv_head * kHeadDim, false);
+        const Head<T, kHeadDim> states(v + token * v_stride + kv_head * kHeadDim, false, num_pairs);
         states.keep(v_cache, v_scales, key);
     }
 }

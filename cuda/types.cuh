@@ -19,6 +19,11 @@ struct e4m3 {
     u8 bits;
 };
 
+template <typename T>
+constexpr bool kIsFp16 = false;
+template <>
+constexpr bool kIsFp16<fp16> = true;
+
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return float_of_bits(static_cast<u32>(x.bits) << 16); }
 __device__ __forceinline__ float to_float(fp16 x) { return float_of_fp16_bits(x.bits); }
@@ -101,6 +106,13 @@ __device__ __forceinline__ void mma<bf16>(float (&c)[4], const u32 (&a)[4], u32 
 template <>
 __device__ __forceinline__ void mma<fp16>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     mma_fp16(c, a, b0, b1);
+}
+
+// The same of a warpgroup, as multiply_group_bf16 says.
+template <typename T, bool kByRows, int kTiles>
+__device__ __forceinline__ void multiply_group(float (&c)[kTiles][4], const u32 (&a)[4], u64 matrix, bool is_added) {
+    if constexpr (kIsFp16<T>) multiply_group_fp16<kByRows>(c, a, matrix, is_added);
+    else multiply_group_bf16<kByRows>(c, a, matrix, is_added);
 }
 
 // kSize neighbours, a power of two, as memory moves them: aligned to their size, to 16 bytes where they are more.

@@ -70,6 +70,8 @@ class FakeRank:
     slots: dict[int, _Slot] = field(default_factory=dict)
     kv: dict[tuple[int, int], int] = field(default_factory=dict)
     """(block_id, offset) -> hash of the tokens up to there."""
+    host_kv: dict[int, list[int]] = field(default_factory=dict)
+    """Host block -> what a block of ``kv`` held, by offset."""
     next_step_id: int = 0
     num_computed: int = 0
     """Tokens computed in all."""
@@ -79,6 +81,7 @@ class FakeRank:
     def carry_out(self, plan: StepPlan) -> StepResult:
         assert plan.step_id == self.next_step_id
         self.next_step_id += 1
+        self._move(plan)
         for slot in plan.released:
             del self.slots[slot]
         for admission in plan.admitted:
@@ -106,6 +109,15 @@ class FakeRank:
         lengths = [len(guesses) for guesses in guessed.values()]
         num_drafted = [sum(length > place for length in lengths) for place in range(max(lengths, default=0))]
         return StepResult(plan.step_id, sampled, 0.0, scored, more, num_drafted)
+
+    def _move(self, plan: StepPlan) -> None:
+        """Copy whole blocks to the host, then from there."""
+        assert len({host_id for _, host_id in plan.swapped_out}) == len(plan.swapped_out), "moved out twice"
+        assert len({block_id for block_id, _ in plan.swapped_in}) == len(plan.swapped_in), "moved in twice"
+        for block_id, host_id in plan.swapped_out:
+            self.host_kv[host_id] = [self.kv[block_id, offset] for offset in range(self.block_size)]
+        for block_id, host_id in plan.swapped_in:
+            self.kv |= {(block_id, offset): kv for offset, kv in enumerate(self.host_kv[host_id])}
 
     def _admit(self, admission: Admission) -> None:
         assert admission.slot not in self.slots, f"slot {admission.slot} is taken"
@@ -224,7 +236,9 @@ class FakeExecutor:
     """A FakeRank behind the Executor's face; every step takes ``step_s`` of the test's clock, every grammar
     ``grammar_s``."""
 
-    def __init__(self, rank: FakeRank, *, num_blocks: int, step_s: float = 0.01) -> None:
+    def __init__(
+        self, rank: FakeRank, *, num_blocks: int, num_host_blocks: int = 0, step_s: float = 0.01
+    ) -> None:
         self.rank = rank
         self.step_s = step_s
         self.grammar_s = 0.1
@@ -243,6 +257,7 @@ class FakeExecutor:
             weights_bytes=0,
             dtype="float32",
             attention="none",
+            num_host_blocks=num_host_blocks,
         )
         self._plans: deque[StepPlan] = deque()
         self._planned = trio.Event()

@@ -133,6 +133,7 @@ class Application:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_examiner, examiner)
+                nursery.start_soon(works.run)
                 await supervise(engine, works.start, self.lifecycle, max_restarts=self.settings.max_restarts)
                 nursery.cancel_scope.cancel()
         except Exception:

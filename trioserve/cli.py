@@ -1,8 +1,9 @@
-"""``trioserve serve [MODEL] ...``: flags to Settings, nothing else; ``chat`` and ``check`` read their own."""
+"""``trioserve serve [MODEL] ...``: flags to Settings, nothing else; other commands read their own."""
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _chat(words[1:])
     if words[:1] == ["check"]:
         return _check(words[1:])
+    if words[:1] == ["join"]:
+        return _join(words[1:])
     try:
         arguments = _parse(words)
         del arguments["command"]
@@ -58,6 +61,12 @@ def _chat(words: Sequence[str]) -> int:
     from trioserve.client.terminal import main as chat  # servers need no client
 
     return chat(words)
+
+
+def _join(words: Sequence[str]) -> int:
+    from trioserve.joiner import main as join  # servers join nobody
+
+    return join(words)
 
 
 def _check(words: Sequence[str]) -> int:
@@ -93,9 +102,16 @@ def _complaint(word: str) -> str:
 
 
 def _serve(settings: Settings) -> int:
+    _end_when_told()
     from trioserve.app import run_server  # the parser answers --help without loading the server
 
     return run_server(settings)
+
+
+def _end_when_told() -> None:
+    """Until the server takes the signals over, once it is imported, there is nothing to drain."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: os._exit(0))
 
 
 def _shown_settings(flags: dict[str, Any]) -> str:
@@ -159,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print every setting and where it comes from, then end",
     )
     commands.add_parser("chat", help="talk to a server in the terminal", add_help=False)
+    commands.add_parser("join", help="lend ranks of this machine to a server on another", add_help=False)
     commands.add_parser("check", help="compile the CUDA kernels beforehand", add_help=False)
     for settings_group in GROUPS:
         group = serve.add_argument_group(settings_group.__doc__)
@@ -216,7 +233,8 @@ def _spelled(argv: Sequence[str]) -> list[str]:
 def _help(name: str, field: FieldInfo) -> str:
     text = (field.description or "").replace("``", "").replace("\n", " ").strip()
     also = ", ".join(map(_flag, aliases_of(name)))
-    default = "" if field.default in (None, ()) else f" [{_toml(field.default)}]"
+    shown_default = field.default if field.default_factory is None else field.default_factory
+    default = "" if shown_default in (None, ()) else f" [{_toml(shown_default)}]"
     return (text + default + (f" Also {also}." if also else "")).replace("%", "%%")
 
 
@@ -230,8 +248,9 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+_BOOLEANS: Final = [name for name, field in Settings.model_fields.items() if field.annotation is bool]
 _SWITCHES: Final = frozenset(
-    [_flag(name) for name, field in Settings.model_fields.items() if field.annotation is bool]
+    [_flag(alias) for name in _BOOLEANS for alias in (name, *aliases_of(name))]
     + [_flag(name) for name, entry in NOT_OBEYED.items() if entry.is_switch]
 )
 

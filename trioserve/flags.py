@@ -21,6 +21,7 @@ ALIASES: Final[Mapping[str, str]] = {
     "cache_block_seq_len": "block_size",
     "num_gpu_blocks_override": "num_kv_blocks",
     "kv_cache_memory_bytes": "kv_cache_bytes",
+    "eager_mode": "enforce_eager",
     "max_concurrent_requests": "max_concurrency",
     "server_name": "host",
     "server_port": "port",

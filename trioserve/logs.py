@@ -20,7 +20,12 @@ class TextFormatter(logging.Formatter):
         room = record.name.removeprefix("trioserve.").split(".")[0]
         line = record.getMessage().translate(_PLAIN)
         text = f"{at}.{int(record.msecs):03d} {record.levelname.lower():8}{room:10}{line}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        return f"{text}\n{_indented(self.formatException(record.exc_info))}" if record.exc_info else text
+
+
+def _indented(traceback: str) -> str:
+    """A traceback whose lines cannot be taken for lines of the log, whatever the exception says."""
+    return "\n".join(f"    {line.translate(_PLAIN)}" for line in traceback.split("\n"))
 
 
 class JsonFormatter(logging.Formatter):

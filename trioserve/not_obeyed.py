@@ -43,13 +43,13 @@ _NO_SPLIT: Final = "a model is not split over machines or devices here"
 _NO_EXPERTS: Final = "models with experts are not served here"
 _ONE_PHASE: Final = "prefill and decode always run in the same server"
 _AS_STORED: Final = (
-    "weights and KV cache are kept in bfloat16, float16 or float32; name a checkpoint that is not quantized"
+    "weights are kept as dtype, quantization and the checkpoint say, the KV cache as kv_cache_dtype says"
 )
 _NO_DRAFTS: Final = "tokens are guessed without a second model; set speculative_config instead"
 _NO_ADAPTERS: Final = "adapters are not served; merge them into the weights first"
 _TEXT_ONLY: Final = "only text is served here; leave it out"
 _NO_FOREIGN_CODE: Final = "no code but this server's own is ever loaded; leave it out"
-_NO_GRAPHS: Final = "nothing is captured or compiled at run time on a CPU; leave it out"
+_GRAPHS: Final = "which graphs a GPU captures is decided here; enforce_eager says whether it does"
 _ORDER: Final = (
     "a step's budget goes to prompts in the order of their arrival; max_num_batched_tokens bounds it"
 )
@@ -59,7 +59,7 @@ _NO_TRACES: Final = "there are no traces; the log and /health tell what there is
 _NO_POOLING: Final = "this server generates text, nothing else"
 _CONFIG_JSON: Final = "config.json decides; change it in a copy of the model's folder"
 _LOADS: Final = "weights are read from memory-mapped safetensors, each rank its own; leave it out"
-_OFFLOAD: Final = "the KV cache and the weights lie in this machine's memory already; leave it out"
+_OFFLOAD: Final = "weights stay where they are computed with; quantization makes them smaller"
 _STATELESS: Final = "weights stay loaded for as long as the server runs; restart it instead"
 
 NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
@@ -114,7 +114,8 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
     **_flags("config_format", _CONFIG_JSON, "auto", "hf"),
     **_flags("model_config_name", _CONFIG_JSON, "config.json"),
     **_flags("disable_sliding_window", _CONFIG_JSON, switch=True),
-    **_flags("cpu_offload_gb kv_offloading_size", _OFFLOAD, "0", "0.0"),
+    **_flags("cpu_offload_gb", _OFFLOAD, "0", "0.0"),
+    **_flags("kv_offloading_size", "swap_space says it, for each GPU", "0", "0.0"),
     **_flags("prefix_caching_hash_algo", "prompts are found by a keyed 128-bit hash, always; leave it out"),
     **_flags(
         "disable_hybrid_kv_cache_manager",
@@ -163,24 +164,19 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
     **_flags("timeout", "step_timeout_s says when works that do not answer are restarted", "0"),
     # compilation
     **_flags(
-        "enforce_eager eager_mode",
-        "on a CPU every step is computed eagerly; either value is obeyed",
-        switch=True,
-        any_value=True,
-    ),
-    **_flags(
         "disable_cascade_attn",
         "there is none to disable; either value is obeyed",
         switch=True,
         any_value=True,
     ),
     **_flags(
-        "compilation_config cudagraph_capture_sizes max_cudagraph_capture_size cuda_graph_sizes", _NO_GRAPHS
+        "compilation_config cudagraph_capture_sizes max_cudagraph_capture_size cuda_graph_sizes", _GRAPHS
     ),
-    **_flags("cudagraph_capture_batch_sizes max_seq_len_to_capture graph_optimization_config", _NO_GRAPHS),
-    **_flags("use_cudagraph", _NO_GRAPHS, switch=True),
+    **_flags("cudagraph_capture_batch_sizes max_seq_len_to_capture graph_optimization_config", _GRAPHS),
+    **_flags("use_cudagraph", "a GPU uses graphs unless enforce_eager is set", "true", switch=True),
     **_flags(
-        "attention_backend plas_attention_config", "the attention kernel is chosen by the CPU; leave it out"
+        "attention_backend plas_attention_config",
+        "the attention kernel is chosen by the CPU or GPU; leave it out",
     ),
     **_flags("backend", "there is one engine here; leave it out"),
     **_flags("additional_config", "every setting has a name of its own here"),

@@ -91,27 +91,27 @@ speculative_algorithm speculative_draft_model speculative_num_draft_tokens dp_ra
 SYSTEMS: Final[Mapping[str, str]] = {"vLLM": VLLM, "FastDeploy": FASTDEPLOY, "LMDeploy": LMDEPLOY}
 
 NOTES: Final[Mapping[str, str]] = {
-    "cache_max_entry_count": "a share of the host's free memory, as there is no GPU",
+    "cache_max_entry_count": "a share of the memory that is free beside the weights, of the GPU or else of the host",
     "enable_chunked_prefill": "on unless it is turned off; then max_num_batched_tokens must be at least max_model_len",
     "enable_prefix_caching": "on unless it is turned off",
-    "gpu_memory_utilization": "only 0.9 on a CPU; use `cache_max_entry_count`",
+    "gpu_memory_utilization": "0.9 by default; on a CPU nothing else, use `cache_max_entry_count`",
     "host": "127.0.0.1 by default, so that nobody else reaches it",
-    "kv_cache_dtype": "auto, bfloat16, int8, fp8 or fp8_e4m3; codes have a scale for each token and KV head",
+    "kv_cache_dtype": "auto, bfloat16, fp8 or fp8_e4m3, on a CPU int8; codes have a scale for each token and KV head",
     "kv_cache_ratio": "of the blocks, what prompts may take while others run",
     "max_concurrency": "above it 429 with Retry-After",
     "max_concurrent_requests": "above it 429 with Retry-After, where LMDeploy lets requests wait",
     "max_num_queued_reqs": "above it 429 with Retry-After, where vLLM answers 503",
     "max_num_queued_tokens": "above it 429 with Retry-After, where vLLM answers 503",
-    "max_num_seqs": "128 by default",
-    "max_num_batched_tokens": "512 by default: longer prompts are cut",
+    "max_num_seqs": "256 by default on GPUs, 128 on a CPU",
+    "max_num_batched_tokens": "2048 by default on GPUs, 512 on a CPU: longer prompts are cut",
     "port": "8000 by default",
     "seed": "once given, requests that bring no seed draw from it",
     "server_port": "8000 by default, where LMDeploy takes 23333",
     "shutdown_timeout": "300 by default, 0 aborts at once; `drain_delay_s` comes before it",
-    "swap_space": "only 0 on a CPU",
-    "tensor_parallel_size": "on a CPU each rank has its share of the cores",
+    "swap_space": "0 by default: GiB for each GPU, for prefixes; only 0 on a CPU",
+    "tensor_parallel_size": "a GPU for each rank, on a CPU its share of the cores",
     "timeout_graceful_shutdown": "300 by default, 0 aborts at once; `drain_delay_s` comes before it",
-    "tp": "on a CPU each rank has its share of the cores",
+    "tp": "a GPU for each rank, on a CPU its share of the cores",
     "trust_request_chat_template": "a template of a request is rendered in a process of its own",
 }
 """What else there is to say of a flag that is obeyed."""
@@ -195,6 +195,8 @@ def _verdict(entry: NotObeyed) -> tuple[str, str]:
 
 
 def _default(field: Any) -> str:
+    if field.default_factory is not None:
+        return str(field.default_factory)
     value = field.default
     if value is None or value == ():
         return ""

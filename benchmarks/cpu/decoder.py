@@ -25,7 +25,8 @@ from trioserve.model.batch import ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig, decoder_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights
-from trioserve.model.native import ISA, Crew, Quantization, head_format, layer_formats
+from trioserve.model.native import ISA, Crew
+from trioserve.model.native_matrices import Quantization, head_format, layer_formats
 
 BITS: Final = {"bf16": 16, "int8": 8, "int4": 5}
 """Of a weight, scales of groups included."""

@@ -28,7 +28,8 @@ from trioserve.model.batch import ForwardBatch, LayerCache
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights
-from trioserve.model.native import QUANTIZATIONS, Crew, Quantization
+from trioserve.model.native import Crew
+from trioserve.model.native_matrices import QUANTIZATIONS, Quantization
 
 MAX_ANSWER: Final = 96
 BATCH_SIZE: Final = 32

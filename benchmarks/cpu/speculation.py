@@ -38,7 +38,7 @@ from trioserve.prompt.tokenizer import load_tokenizer
 from trioserve.scheduler.limits import SchedulerLimits
 from trioserve.scheduler.scheduler import Scheduler
 from trioserve.worker.drafts import Price
-from trioserve.worker.load import load_runner
+from trioserve.worker.load import load_cpu_runner
 
 BLOCK_SIZE: Final = 16
 MAX_NUM_SEQS: Final = 32
@@ -93,7 +93,7 @@ class Rank:
             load_format="auto" if model == "builtin" else "dummy",
             speculation=speculation,
         )
-        self.runner, ready = load_runner(config, lambda progress: None, 0.0)
+        self.runner, ready = load_cpu_runner(config, lambda progress: None, 0.0)
         limits = SchedulerLimits(
             max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=512,

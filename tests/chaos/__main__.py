@@ -32,7 +32,8 @@ def main() -> int:
                     console.print((Path(folder) / "log").read_text("utf-8", "replace")[-4000:], markup=False)
                     continue
             counts = ", ".join(f"{count} {outcome}" for outcome, count in witnesses.outcomes.items())
-            console.print(f"{fault.name}: well after {time.monotonic() - begin:.0f} s; witnesses: {counts}")
+            took_s = time.monotonic() - begin
+            console.print(f"{fault.name}: {witnesses.note}; well after {took_s:.0f} s; witnesses: {counts}")
     return num_failed
 
 

@@ -12,6 +12,7 @@ import httpx
 import trio
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+_TCP_REPAIR = 19
 QUESTIONS = tuple(f"Count from {first} to {first + 6}." for first in range(3, 11))
 
 
@@ -67,6 +68,8 @@ class Witnesses:
     outcomes: Counter[str] = field(default_factory=Counter)
     losses: list[str] = field(default_factory=list)
     is_over: bool = False
+    note: str = ""
+    """What there is to tell of the fault."""
 
     async def learn(self) -> None:
         """Ask everything once while nothing happens."""
@@ -148,6 +151,34 @@ async def send_slowly(port: int, hold_s: float) -> None:
         pass  # it was cut off
     finally:
         await trio.aclose_forcefully(stream)
+
+
+async def send_body_slowly(port: int, hold_s: float) -> None:
+    """Send the head of a request at once, and its body a byte at a time."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    data = request(COMPLETIONS, {"prompt": "x" * 2000})
+    at = data.index(b"{")
+    try:
+        await stream.send_all(data[:at])
+        with trio.move_on_after(hold_s):
+            for byte in data[at:]:
+                await stream.send_all(bytes([byte]))
+                await trio.sleep(0.05)
+    except trio.BrokenResourceError:
+        pass  # it was cut off
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def vanish(port: int, hold_s: float) -> None:
+    """Be gone without a word, as when a machine loses its power: in a head, in a stream, or between two requests."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    data = request(COMPLETIONS, {"prompt": "Once", "max_tokens": 500, "stream": True})
+    await stream.send_all(data[: int(hold_s * 1000) % (len(data) + 1)])
+    with trio.move_on_after(0.2):
+        await stream.receive_some(1)
+    stream.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)  # closed now, it says nothing to the other end
+    await trio.aclose_forcefully(stream)
 
 
 async def say_nothing(port: int, hold_s: float) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.harness import Server, wait_until
+from tests.e2e.harness import Server, descendants, wait_until
 
-_SETTLE_S = 10.0
+_SETTLE_S = 15.0
+"""More than a head may take that never ends."""
 _GROWTH_MB = 48
 """Of memory, that caches and kept tables may account for."""
 _TASK = re.compile(r"^ {2,}(?! *\|)\S", re.MULTILINE)
@@ -24,6 +25,7 @@ class Ground:
 
     num_files: int
     num_tasks: int
+    num_processes: int
     memory_mb: int
 
     @classmethod
@@ -35,7 +37,16 @@ class Ground:
         return cls(
             num_files=len(list(Path(f"/proc/{pid}/fd").iterdir())),
             num_tasks=_num_tasks(server),
+            num_processes=len(descendants(server.process.pid)),
             memory_mb=int(resident[1]) // 1024,
+        )
+
+    def is_more_than(self, other: "Ground") -> bool:
+        """Whether something is left behind, memory aside."""
+        return (
+            self.num_files > other.num_files
+            or self.num_tasks > other.num_tasks
+            or self.num_processes > other.num_processes
         )
 
 
@@ -44,14 +55,14 @@ def check(server: Server, before: Ground) -> None:
     server.wait_idle(_SETTLE_S)
     now = Ground.of(server)
     deadline = time.monotonic() + _SETTLE_S
-    while (now.num_files, now.num_tasks) > (
-        before.num_files,
-        before.num_tasks,
-    ) and time.monotonic() < deadline:
+    while now.is_more_than(before) and time.monotonic() < deadline:
         time.sleep(0.2)
         now = Ground.of(server)
     assert now.num_files <= before.num_files, f"files: {before.num_files} before, {now.num_files} now"
     assert now.num_tasks <= before.num_tasks, f"tasks: {before.num_tasks} before, {now.num_tasks} now"
+    assert now.num_processes <= before.num_processes, (
+        f"processes: {before.num_processes} before, {now.num_processes} now"
+    )
     assert now.memory_mb <= before.memory_mb + _GROWTH_MB, (
         f"memory: {before.memory_mb} MB, now {now.memory_mb}"
     )
@@ -79,6 +90,6 @@ def _check_counts(server: Server) -> None:
     )
     assert num_timed == num_tokens, f"{num_timed} tokens were timed, {num_tokens} counted"
     assert counts["vllm:num_requests_running"] == counts["vllm:num_requests_waiting"] == 0
-    assert counts["vllm:kv_cache_usage_perc"] == 0
+    assert counts["vllm:kv_cache_usage_perc"] == counts["trioserve:num_requests"] == 0
     assert counts["trioserve:http_requests_running"] <= 1, "the scrape itself"
     assert counts["vllm:e2e_request_latency_seconds_count"] <= counts["vllm:request_success_total"]

@@ -44,5 +44,5 @@ async def _happen(fault: Fault, server: Server, witnesses: Witnesses, size: floa
     async with trio.open_nursery() as nursery:
         for number in range(_NUM_WITNESSES):
             nursery.start_soon(witnesses.keep_asking, number)
-        await fault.happen(server, size)
+        witnesses.note = await fault.happen(server, size)
         witnesses.is_over = True

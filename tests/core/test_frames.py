@@ -51,6 +51,13 @@ def test_noise_is_a_wire_error_or_nothing(noise: bytes) -> None:
     assert all(isinstance(message, StepPlan | WorkerConfig) for message in messages)
 
 
+def test_text_that_is_no_utf_8_is_a_wire_error() -> None:
+    frame = encode_frame(CONFIG)
+    at = frame.index(b"folder")
+    with pytest.raises(WireError, match="does not decode"):
+        FrameReader[ToWorker](ToWorker).feed(frame[:at] + b"\xff" + frame[at + 1 :])
+
+
 def test_a_frame_that_is_cut_off_is_told() -> None:
     reader: FrameReader[ToWorker] = FrameReader(ToWorker)
     reader.feed(BYTES[:-1])

@@ -1,5 +1,6 @@
 """What lies in deploy/ is what the programs it is for take, and fits the server's settings."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -31,9 +32,25 @@ def manifests(folder: Path) -> Iterator[dict[str, Any]]:
             yield from yaml.safe_load_all((folder / name).read_text("utf-8"))
 
 
-def deployment() -> dict[str, Any]:
-    (found,) = [one for one in manifests(KUBERNETES / "base") if one["kind"] == "Deployment"]
+def named(kind: str, folder: str = "base") -> dict[str, Any]:
+    """The one manifest of that kind."""
+    (found,) = [one for one in manifests(KUBERNETES / folder) if one["kind"] == kind]
     return found
+
+
+def deployment() -> dict[str, Any]:
+    return named("Deployment")
+
+
+def shown_settings(args: list[str], **variables: str) -> str:
+    """What a server makes of its flags."""
+    return subprocess.run(
+        [sys.executable, "-m", "trioserve.cli", *args, "--show-settings"],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 @pytest.mark.parametrize(
@@ -43,7 +60,7 @@ def test_kubernetes_knows_every_field(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
 
 
-@pytest.mark.parametrize("name", ["base", "keda"])
+@pytest.mark.parametrize("name", ["base", "keda", "leader-worker-set"])
 def test_kustomize_builds_it(name: str) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl")
@@ -51,19 +68,15 @@ def test_kustomize_builds_it(name: str) -> None:
         ["kubectl", "kustomize", str(KUBERNETES / name)], capture_output=True, text=True, check=True
     )
     kinds = [one["kind"] for one in yaml.safe_load_all(built.stdout)]
-    assert "Deployment" in kinds
+    assert ("Deployment" in kinds) is (name != "leader-worker-set")
+    assert ("LeaderWorkerSet" in kinds) is (name == "leader-worker-set")
     assert ("ScaledObject" in kinds) is (name == "keda")
     assert ("HorizontalPodAutoscaler" in kinds) is (name == "base")
 
 
 def test_the_flags_of_the_pod_are_flags_of_the_server() -> None:
     (container,) = deployment()["spec"]["template"]["spec"]["containers"]
-    shown = subprocess.run(
-        [sys.executable, "-m", "trioserve.cli", *container["args"], "--show-settings"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    shown = shown_settings(container["args"])
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert re.search(rf"^port = {ports['http']}\b", shown, re.MULTILINE)
     assert re.search(rf"^metrics_port = {ports['metrics']}\b", shown, re.MULTILINE)

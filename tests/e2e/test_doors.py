@@ -5,9 +5,9 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import openai
@@ -15,6 +15,8 @@ import pytest
 
 from tests.certificates import Certificate, make_certificate
 from tests.e2e.harness import HYPERCORN, HYPERCORN_TRIO, TRIOSERVE, Server, running_server, wait_until
+from trioserve.http.app import ROUTES
+from trioserve.http.door import OPEN_ROUTES
 
 KEYS = ("sk-first-4711", "sk-schlüssel-4712", "sk-filed-4713")
 PAGE = "https://chat.example"
@@ -127,6 +129,71 @@ def test_no_way_of_writing_a_request_gets_past_the_door(guarded: Server, target:
     )
     assert statuses(answer) == [401], answer
     assert b"www-authenticate: Bearer" in answer
+
+
+SPELLINGS: tuple[Callable[[str], str], ...] = (
+    lambda path: path,
+    lambda path: path + "/",
+    lambda path: "/" + path,
+    lambda path: "/." + path,
+    lambda path: "/%2e%2e" + path,
+    lambda path: path.replace("/v1", "/v1/../v1"),
+    lambda path: path.replace("o", "%6f"),
+    lambda path: "/" + path[1:].replace("/", "%2F"),
+    lambda path: path + "?/live",
+    lambda path: path + "%00/live",
+    lambda path: "/llm" + path,
+    lambda path: "http://live" + path,
+)
+DISGUISES = (
+    "Host: x",
+    "Host: live",
+    "Host: x\r\nX-Forwarded-Host: /live\r\nX-Forwarded-For: 127.0.0.1",
+    "Host: x\r\nX-Original-URL: /live\r\nX-Rewrite-URL: /live",
+    "Host: x\r\nOrigin: https://chat.example",
+    "Host: x\r\nX-HTTP-Method-Override: OPTIONS\r\nAccess-Control-Request-Method: POST",
+    "Host: x\r\nAuthorization: Bearer\r\nX-Api-Key:",
+    "Host: x\r\nAuthorization: Basic c2stZmlyc3QtNDcxMQ==",
+)
+
+
+def test_every_route_is_closed_however_it_is_asked_for(guarded: Server) -> None:
+    """Over one connection, which each refusal leaves open; a websocket's handshake ends it."""
+    asked = [
+        (method, spell(re.sub(r"<[^>]*>", "x", path)))
+        for method, path, _ in ROUTES
+        for spell in SPELLINGS
+        if path not in OPEN_ROUTES
+    ]
+    with (
+        socket.create_connection(("127.0.0.1", guarded.port), timeout=20) as sock,
+        sock.makefile("rb") as answers,
+    ):
+        for number, (method, target) in enumerate(asked):
+            disguise = DISGUISES[number % len(DISGUISES)]
+            sock.sendall(
+                f"{method} {target} HTTP/1.1\r\n{disguise}\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+            )
+            assert read_answer(answers) == 401, (method, target, disguise)
+    upgrade = (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: " + "A" * 22 + "==",
+    )
+    for path in sorted({target for _, target in asked if target.startswith("/") and "x" not in target}):
+        assert statuses(raw(guarded, f"GET {path} HTTP/1.1", "Host: x", *upgrade)) == [403]
+
+
+def read_answer(answers: BinaryIO) -> int:
+    """The status of the next answer, whose body is passed over."""
+    status = int(answers.readline().split()[1])
+    length = 0
+    while line := answers.readline().strip():
+        name, _, value = line.partition(b":")
+        length = int(value) if name.lower() == b"content-length" else length
+    answers.read(length)
+    return status
 
 
 @pytest.mark.parametrize("target", ["/live", "/ready", "/%6cive", "/llm/live", "http://x/ready", "/live?a=b"])

@@ -1,8 +1,8 @@
 // cuemu.h: CUDA for the tests: what device.cuh includes when no CUDA compiler reads it. The keywords and built-ins that
 // kernels use, the primitives of device.cuh, and the entry that a test calls.
 //
-// It sees barriers, collectives, memory accesses and values. It does not see tensor maps and wgmma, races between
-// blocks, bank conflicts, the last bits of the fast functions, or time.
+// It sees barriers, collectives, memory accesses and values. It does not see races between blocks, bank conflicts, the last
+// bits of the fast functions, numbers of registers, or time.
 #pragma once
 
 #include <cmath>
@@ -48,7 +48,9 @@ inline void ballot(Thread* warp, uint32_t mask) {
 }
 
 inline void sync_warp(Thread* warp, uint32_t mask) {
-    if (mask == 0xffffffffu) ++machine.warp_epoch[warp->warp()];
+    if (mask != 0xffffffffu) return;
+    ++machine.warp_epoch[warp->warp()];
+    share_knowledge(warp, kLanes);
 }
 
 template <typename T>
@@ -197,6 +199,7 @@ inline u32 multiply_fp16_pair(u32 x, u32 y) {
 }
 
 #include "matrices.h"
+#include "warpgroups.h"
 
 // ---- the entry of kernel number n: cuemu_launch_<n>(launch, values, bytes). values are pointers to the argument
 // values, as cuLaunchKernel takes them; bytes[i] is the size of the tensor that value i points to.

@@ -1,5 +1,6 @@
 """A GPU that is the emulator: what launch functions start runs here, on tensors of the CPU."""
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Final, Self
@@ -11,6 +12,10 @@ from trioserve.kernels.source import Kernel, signature
 
 SMALLEST_SHARED_BYTES: Final = 99 << 10
 """What a block may have on sm_86, sm_89 and sm_120, the least of all that kernels are made for."""
+SHARED_BYTES: Final = {"sm_80": SMALLEST_SHARED_BYTES, "sm_90a": 227 << 10}
+"""Of the architectures that are emulated; what runs on sm_80 is to run on all."""
+_ONE_AT_A_TIME: Final = threading.Lock()
+"""A library has one machine, whose threads are fibers of whoever launches; ranks may be threads of one process."""
 
 
 class EmulatedGpu:
@@ -20,6 +25,7 @@ class EmulatedGpu:
 
     def __init__(self, libraries: dict[str, Library]) -> None:
         self._libraries = libraries
+        self.architecture = "sm_80"
         self.order = FORWARD
         """In which threads take turns."""
         self.launched: list[tuple[Kernel, tuple[int, ...]]] = []
@@ -31,6 +37,12 @@ class EmulatedGpu:
         other.order = order
         return other
 
+    def of(self, architecture: str) -> Self:
+        """The same GPU as one of ``architecture``."""
+        other = copy(self)
+        other.architecture = architecture
+        return other
+
     def launch(
         self,
         kernel: Kernel,
@@ -39,16 +51,18 @@ class EmulatedGpu:
         block: tuple[int, ...],
         shared_bytes: int = 0,
     ) -> None:
-        """Run ``kernel`` to its end, if its arguments are what its source says and the smallest GPU has room."""
-        assert shared_bytes <= SMALLEST_SHARED_BYTES, f"{kernel.name} wants {shared_bytes} bytes"
+        """Run ``kernel`` to its end, if its arguments are what its source says and the GPU has it and room for it."""
+        assert shared_bytes <= SHARED_BYTES[self.architecture], f"{kernel.name} wants {shared_bytes} bytes"
+        assert kernel.architecture in ("", self.architecture), f"{kernel.name} is not for {self.architecture}"
         library = self._libraries[kernel.file]
         assert [argument.kind for argument in signature(kernel)] == library.signature(kernel.name)
         self.launched.append((kernel, grid))
         if 0 in grid:
             return
-        library.launch(
-            kernel.name, *arguments, grid=grid, block=block, shared_bytes=shared_bytes, order=self.order
-        )
+        with _ONE_AT_A_TIME:
+            library.launch(
+                kernel.name, *arguments, grid=grid, block=block, shared_bytes=shared_bytes, order=self.order
+            )
 
 
 def emulated(

@@ -34,7 +34,7 @@ struct Dim3 {
     }
 };
 
-enum class State : uint8_t { ready, at_barrier, in_collective, left };
+enum class State : uint8_t { ready, at_barrier, at_phase, in_collective, left };
 
 struct Thread;
 // Carries out what the lanes of mask have asked for; warp is lane 0.
@@ -60,6 +60,24 @@ struct Copy {
     int group;
 };
 
+// What a thread knows of the others, once a block uses what is finer than a barrier of all of its threads: of each thread
+// the last step that it has learnt of, of each thread the step of its last publish_to_matrices, of each warp the last
+// group of products that has ended.
+using Known = std::vector<uint32_t>;
+
+// Sums of products that have not ended: where they will be, and what.
+struct Sums {
+    float* to;
+    std::vector<float> values;
+    uint32_t group;
+};
+
+// The registers that begin_products speaks of, until the products have ended.
+struct Settled {
+    const float* c = nullptr;
+    const uint32_t *a = nullptr, *behind_a = nullptr;
+};
+
 struct Thread {
     Fiber fiber;
     State state;
@@ -69,8 +87,21 @@ struct Thread {
     Place place;   // of the barrier
     std::vector<Copy> copies;
     int num_groups;  // of copies, so far
+    uint32_t step;   // own, begun anew with all that others may learn of
+    Known known;     // empty while nobody needs it
+    std::vector<Sums> sums;
+    uint32_t num_products;   // groups of products, so far
+    Settled settled;
     int warp() const { return number / kLanes; }
     int lane() const { return number % kLanes; }
+};
+
+// A barrier in shared memory.
+struct Phases {
+    const void* at;
+    int arrivals, missing;
+    uint32_t number;         // phases that have ended
+    Known arriving, ended;   // what those know who have arrived, in this phase and in the last one that ended
 };
 
 struct Machine {
@@ -78,6 +109,7 @@ struct Machine {
     Dim3 block_index;
     uint64_t serial = 0;               // of the block, over all launches
     std::vector<Thread> threads;
+    std::vector<Phases> phases;
     std::vector<uint32_t> warp_epoch;  // whole-warp __syncwarp calls so far
     uint32_t epoch = 0;                // barriers so far
     int num_left = 0, num_waiting = 0;
@@ -111,6 +143,40 @@ inline void yield() { machine.current->fiber.leave_for(machine.home); }
     __builtin_unreachable();
 }
 
+// ---- what threads know
+
+inline size_t published_at(int thread) { return machine.threads.size() + thread; }
+inline size_t ended_at(int warp) { return 2 * machine.threads.size() + warp; }
+
+inline void join(Known& known, const Known& other) {
+    for (size_t i = 0; i < known.size(); ++i) known[i] = known[i] < other[i] ? other[i] : known[i];
+}
+
+// What the thread did so far can be told from what it does from here on.
+inline void begin_step(Thread& thread) { thread.known[thread.number] = ++thread.step - 1; }
+
+inline void need_knowledge() {
+    Machine& m = machine;
+    if (!m.current->known.empty()) return;
+    for (Thread& thread : m.threads) thread.known.assign(2 * m.threads.size() + m.warp_epoch.size(), 0);
+}
+
+// All of these learn what each of them knows.
+inline void share_knowledge(Thread* threads, size_t size) {
+    if (threads->known.empty()) return;
+    for (size_t i = 0; i < size; ++i) begin_step(threads[i]);
+    Known all = threads->known;
+    for (size_t i = 1; i < size; ++i) join(all, threads[i].known);
+    for (size_t i = 0; i < size; ++i) threads[i].known = all;
+}
+
+inline bool knows(int thread, int other, uint32_t step) {
+    const Known& known = machine.threads[thread].known;
+    return other >= 0 && !known.empty() && known[other] >= step;
+}
+
+// ---- barriers and collectives
+
 inline void barrier(const char* file, int line) {
     Machine& m = machine;
     if (m.num_left) fail("divergent barrier: %d threads left and cannot reach %s:%d", m.num_left, file, line);
@@ -126,6 +192,7 @@ inline void barrier(const char* file, int line) {
     }
     m.num_waiting = 0;
     ++m.epoch;
+    share_knowledge(m.threads.data(), m.threads.size());
     for (Thread& thread : m.threads) thread.state = State::ready;
 }
 
@@ -157,6 +224,7 @@ inline void collective(Collective carry_out, uint32_t mask, const void* in = nul
 inline void run_thread() {
     machine.body(machine.values);
     if (!machine.current->copies.empty()) fail("this thread leaves, and copies of it are on their way");
+    if (!machine.current->sums.empty()) fail("this thread leaves, and products of it have not ended");
     machine.current->state = State::left;
     ++machine.num_left;
     if (machine.num_waiting) fail("divergent barrier: this thread leaves, %d others wait", machine.num_waiting);
@@ -198,6 +266,7 @@ inline void start_block(const Dim3& index) {
     m.block_index = index;
     ++m.serial;
     m.epoch = m.num_left = m.num_waiting = 0;
+    m.phases.clear();
     m.warp_epoch.assign((m.threads.size() + kLanes - 1) / kLanes, 0);
 #if defined(__SANITIZE_ADDRESS__)  // the fibers of a launch that failed left their frames marked
     ASAN_UNPOISON_MEMORY_REGION(stacks(), m.threads.size() * kStackBytes);
@@ -209,6 +278,11 @@ inline void start_block(const Dim3& index) {
         thread.index = m.block.at(i);
         thread.copies.clear();
         thread.num_groups = 0;
+        thread.step = 1;
+        thread.known.clear();
+        thread.sums.clear();
+        thread.num_products = 0;
+        thread.settled = Settled();
         thread.fiber.start(run_thread, stacks() + i * kStackBytes, kStackBytes);
     }
 }
@@ -226,9 +300,12 @@ inline bool finish_block(Turns& turns) {
             if (!m.error.empty()) return false;
         }
         if (any) continue;
-        const int others = static_cast<int>(m.threads.size()) - m.num_waiting - m.num_left;
+        int num_at_phases = 0;
+        for (const Thread& thread : m.threads) num_at_phases += thread.state == State::at_phase;
+        const int others = static_cast<int>(m.threads.size()) - m.num_waiting - num_at_phases - m.num_left;
         m.error = "deadlock: " + std::to_string(m.num_waiting) + " threads wait at a barrier, " +
-                  std::to_string(others) + " in a collective, " + std::to_string(m.num_left) + " left";
+                  std::to_string(num_at_phases) + " for a phase of one, " + std::to_string(others) +
+                  " in a collective, " + std::to_string(m.num_left) + " left";
         return false;
     }
     return true;

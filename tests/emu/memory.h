@@ -6,6 +6,8 @@
 // bytes, and then it counts as written by the thread that waited.
 #pragma once
 
+#include <array>
+
 #include "machine.h"
 
 namespace cuemu {
@@ -23,19 +25,19 @@ inline std::vector<Extent> extents;  // of the tensors of this launch
 
 constexpr int kNobody = -1, kSeveral = -2;
 
-// A past access: by whom, and after how many barriers of the block and of the warp.
+// A past access: by whom, after how many barriers of the block and of the warp, and in which step of the thread.
 struct Past {
     int16_t thread = kNobody, warp = kNobody;
-    uint32_t epoch = 0, warp_epoch = 0;
+    uint32_t epoch = 0, warp_epoch = 0, step = 0;
 
     bool is_before(const Past& now) const {
         return thread == kNobody || thread == now.thread || epoch < now.epoch ||
-               (warp == now.warp && warp_epoch < now.warp_epoch);
+               (warp == now.warp && warp_epoch < now.warp_epoch) || knows(now.thread, thread, step);
     }
     // Both, as one that comes after either comes after what this stands for.
     Past with(const Past& now) const {
         if (is_before(now)) return now;
-        return {kSeveral, warp == now.warp ? warp : int16_t{kSeveral}, now.epoch, now.warp_epoch};
+        return {kSeveral, warp == now.warp ? warp : int16_t{kSeveral}, now.epoch, now.warp_epoch, 0};
     }
 };
 
@@ -46,6 +48,9 @@ struct Shared {
     };
     alignas(1024) char data[kSharedBytes];
     std::vector<Byte> bytes = std::vector<Byte>(kSharedBytes);
+    // Of each 16 bytes and each warp the last group of products that reads them; empty while there is none.
+    using Readers = std::array<uint32_t, kMaxThreads / kLanes>;
+    std::vector<Readers> products;
     size_t used = 0;
 
     bool holds(const void* p) const { return p >= data && p < data + kSharedBytes; }
@@ -53,6 +58,7 @@ struct Shared {
     void clear() {
         for (size_t i = 0; i < used; ++i) bytes[i] = Byte();
         used = 0;
+        products.clear();
     }
 
     // False where it does not fit.
@@ -67,13 +73,34 @@ struct Shared {
     void note(const void* p, size_t size, Access access) {
         const Thread& self = *machine.current;
         const Past now{static_cast<int16_t>(self.number), static_cast<int16_t>(self.warp()), machine.epoch,
-                       machine.warp_epoch[self.warp()]};
+                       machine.warp_epoch[self.warp()], self.step};
         const size_t begin = static_cast<const char*>(p) - data;
         for (size_t i = begin; i < begin + size; ++i) {
             if (i >= kSharedBytes || !bytes[i].reserved) fail("out of bounds: byte %zu of shared memory", i);
             if (bytes[i].awaited) fail("byte %zu of shared memory is touched, a copy to it is on its way", i);
             access == Access::read ? note_read(bytes[i], i, now) : note_write(bytes[i], i, now);
         }
+        if (access == Access::write && !products.empty())
+            for (size_t i = begin / kChunk; i <= (begin + size - 1) / kChunk; ++i) note_write_of_chunk(products[i], i);
+    }
+
+    // The 16 bytes from i on are read by matrix instructions of a warpgroup, warps first.., of which every thread knows
+    // at least so much.
+    void note_products(size_t i, const Known& known, int first, uint32_t group) {
+        if (products.empty()) products.resize(kSharedBytes / kChunk);
+        for (size_t at = i; at < i + kChunk; ++at) {
+            if (at >= kSharedBytes || !bytes[at].reserved) fail("out of bounds: byte %zu of shared memory", at);
+            if (bytes[at].awaited) fail("byte %zu of shared memory is multiplied, a copy to it is on its way", at);
+            const Past& written = bytes[at].written;
+            if (written.thread == kNobody) fail("byte %zu of shared memory is multiplied, nobody wrote it", at);
+            if (written.epoch == machine.epoch && known[written.thread] < written.step)
+                fail("race: byte %zu of shared memory is multiplied, thread %d wrote it with no barrier between", at,
+                     written.thread);
+            if (known[published_at(written.thread)] < written.step)
+                fail("byte %zu of shared memory is multiplied, thread %d wrote it and did not publish it", at,
+                     written.thread);
+        }
+        for (int warp = first; warp < first + 4; ++warp) products[i / kChunk][warp] = group;
     }
 
     void await(const void* p, size_t size, bool awaited) {
@@ -82,6 +109,17 @@ struct Shared {
     }
 
 private:
+    static constexpr size_t kChunk = 16;
+
+    static void note_write_of_chunk(Readers& readers, size_t chunk) {
+        const Known& known = machine.current->known;
+        for (size_t warp = 0; warp < machine.warp_epoch.size(); ++warp) {
+            if (readers[warp] > known[ended_at(static_cast<int>(warp))])
+                fail("race: byte %zu of shared memory is written, a product of warp %zu may still read it",
+                     chunk * kChunk, warp);
+            readers[warp] = 0;
+        }
+    }
     static void note_read(Byte& byte, size_t i, const Past& now) {
         if (byte.written.thread == kNobody) fail("byte %zu of shared memory is read, nobody wrote it", i);
         if (!byte.written.is_before(now))

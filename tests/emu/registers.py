@@ -31,7 +31,7 @@ class Table:
     digests: Mapping[str, str]
     """Of files, each with what it includes and with its instantiations."""
     registers: Mapping[str, tuple[int, ...]]
-    """Of a thread, by kernel, in the order of ``ARCHITECTURES``. None of the kernels spills or has a stack."""
+    """Of a thread, by kernel, in the order of its architectures. None of the kernels spills or has a stack."""
 
 
 def read_table() -> Table:
@@ -51,6 +51,11 @@ def digests() -> dict[str, str]:
         file: hashlib.sha256("\0".join([essence(file), *OPTIONS, *names[file]]).encode()).hexdigest()[:16]
         for file in names
     }
+
+
+def architectures_of(kernel: Kernel) -> tuple[str, ...]:
+    """For which it is compiled: all, or the only one that has it."""
+    return (kernel.architecture,) if kernel.architecture else ARCHITECTURES
 
 
 def stale_files() -> list[str]:
@@ -73,12 +78,13 @@ def _write() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for kernel in found:
             if kernel.file in changed or kernel.name not in rows:
+                architectures = architectures_of(kernel)
                 usages = [
                     built.usage
-                    for built in pool.map(lambda at, of=kernel: Builder(at).get(of), ARCHITECTURES)
+                    for built in pool.map(lambda at, of=kernel: Builder(at).get(of), architectures)
                 ]
                 spilling = [
-                    at for at, u in zip(ARCHITECTURES, usages, strict=True) if u.spill_bytes or u.stack_bytes
+                    at for at, u in zip(architectures, usages, strict=True) if u.spill_bytes or u.stack_bytes
                 ]
                 assert not spilling, f"{kernel.name} spills on {spilling}"
                 rows[kernel.name] = tuple(usage.registers for usage in usages)

@@ -20,7 +20,15 @@ from trioserve.kernels.activation import activation_mul_gpu
 from trioserve.kernels.activation import kernel as activation_kernel
 from trioserve.kernels.copy_blocks import KERNEL as COPY_KERNEL
 from trioserve.kernels.copy_blocks import copy_blocks_gpu
-from trioserve.kernels.paged_attention_gpu import decode_kernel, merge_kernel, prefill_kernel, single_kernel
+from trioserve.kernels.invariant_linear import SOME, invariant_linear_gpu, invariant_linear_ref
+from trioserve.kernels.invariant_linear import kernel as invariant_kernel
+from trioserve.kernels.paged_attention_gpu import (
+    decode_kernel,
+    merge_kernel,
+    prefill_kernel,
+    single_kernel,
+    sm90_prefill_kernel,
+)
 from trioserve.kernels.quantized_linear import (
     channel_kernel,
     group_kernel,
@@ -66,6 +74,20 @@ def attention(gpu: EmulatedGpu) -> None:
         assert error(batch.run(gpu.taking(7), plan, options), batch.expected(plan, options)) < TOLERANCE[BF16]
 
 
+def attention_of_warpgroups(gpu: EmulatedGpu) -> None:
+    batch = make_batch(
+        [(20, 170), (3, 3)],
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=64,
+        block_size=16,
+        dtype=BF16,
+        kv_dtype=BF16,
+    )
+    plan, options = batch.plan(), Options(10.0, 140)
+    assert error(batch.run(gpu.taking(7), plan, options), batch.expected(plan, options)) < TOLERANCE[BF16]
+
+
 def others(gpu: EmulatedGpu) -> None:
     x, weight = random(3, 640, dtype=BF16), random(640, dtype=BF16, seed=1)
     assert torch.equal(rms_norm_gpu(gpu, x, weight, eps=1e-5), rms_norm_ref(x, weight, eps=1e-5))
@@ -109,11 +131,14 @@ def sampling(gpu: EmulatedGpu) -> None:
 def products(gpu: EmulatedGpu) -> None:
     """Of a depth that is split and of one that is not, with a bias."""
     deep, flat = random(17, 2112, dtype=torch.float32), random(17, 192, dtype=torch.float32)
-    x, bias = random(9, 2112, dtype=BF16), random(17, dtype=BF16)
+    x, bias = random(20, 2112, dtype=BF16), random(17, dtype=BF16)
     packed = (
         pack_codes(*quantize_int8(deep)),
         pack_nibbles(*quantize_int4(flat, group_size=32), has_zero_points=False, dtype=BF16),
     )
+    tokens, dense = x[:, :192], flat.to(BF16)
+    found, exact = invariant_linear_gpu(gpu, tokens, dense, bias), invariant_linear_ref(tokens, dense, bias)
+    assert float((found.double() - exact.double()).abs().max() / exact.abs().max()) < 2.0**-8
     for of in packed:
         for num_tokens in (9, 1):
             tokens = x[:num_tokens, : of.in_size]
@@ -137,6 +162,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     kernels = [
         merge_kernel("bf16"),
+        sm90_prefill_kernel("bf16", 64),
         *(make("bf16", "e4m3", HEAD_DIM) for make in (decode_kernel, prefill_kernel, single_kernel)),
         rope_store_kernel("bf16", "e4m3", HEAD_DIM),
         norm_kernel("bf16", 8, THREADS, 1),
@@ -146,9 +172,11 @@ def main(folder: Path) -> None:
         merge_products_kernel("bf16"),
         *(channel_kernel("bf16", "u8", num_tiles) for num_tiles in (0, 2)),
         *(group_kernel("bf16", True, num_tiles) for num_tiles in (0, 2)),
+        invariant_kernel("bf16", SOME),
     ]
     gpu = emulated(kernels, emulate=partial(build, folder=folder))
     attention(gpu)
+    attention_of_warpgroups(gpu.of("sm_90a"))
     others(gpu)
     sampling(gpu)
     products(gpu)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.emu.build import CUDA, HERE
 from tests.emu.compilers import Compile, compilers
-from tests.emu.registers import ARCHITECTURES, advice, read_table, stale_files, usage_of
+from tests.emu.registers import advice, architectures_of, read_table, stale_files, usage_of
 from trioserve.errors import KernelError
 from trioserve.kernels.catalogue import kernels
 from trioserve.kernels.nvrtc import nvrtc
@@ -36,7 +36,7 @@ def by_base() -> dict[str, list[Kernel]]:
 def sample() -> Iterator[tuple[str, Kernel]]:
     """Of every kernel another instantiation for each architecture."""
     for instances in by_base().values():
-        for number, architecture in enumerate(ARCHITECTURES):
+        for number, architecture in enumerate(architectures_of(instances[0])):
             yield architecture, instances[(7 * number + 3) % len(instances)]
 
 
@@ -58,15 +58,16 @@ def test_a_sample_takes_what_the_table_says_and_spills_nothing() -> None:
     for architecture, kernel in sample():
         usage = usage_of(kernel, architecture)
         assert not usage.spill_bytes and not usage.stack_bytes, (kernel, architecture)
-        told = table.registers[kernel.name][ARCHITECTURES.index(architecture)]
+        told = table.registers[kernel.name][architectures_of(kernel).index(architecture)]
         if table.nvrtc == nvrtc().version:
             assert usage.registers == told, (kernel, architecture)
 
 
 @pytest.mark.parametrize("file", sorted({kernel.file for kernel in kernels()}))
 def test_every_compiler_takes_every_file(compiler: Compile, file: str, tmp_path: Path) -> None:
-    found = {kernel.base: kernel.name for kernel in kernels() if kernel.file == file}
-    usages = compiler(CUDA / file, list(found.values()), "sm_80", tmp_path)
+    found = {kernel.base: kernel for kernel in kernels() if kernel.file == file}
+    architecture = min(architectures_of(kernel)[0] for kernel in found.values())
+    usages = compiler(CUDA / file, [kernel.name for kernel in found.values()], architecture, tmp_path)
     assert len(usages) == len(found)
     assert [usage for usage in usages if usage.stack_bytes or usage.spill_bytes] == []
 

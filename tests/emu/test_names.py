@@ -10,9 +10,18 @@ from trioserve.kernels.activation import activation_mul, activation_mul_ref
 from trioserve.kernels.attention_plan import AttentionPlan
 from trioserve.kernels.catalogue import kernels
 from trioserve.kernels.copy_blocks import copy_blocks_gpu, copy_blocks_ref
+from trioserve.kernels.invariant_linear import invariant_linear_gpu, invariant_linear_ref
+from trioserve.kernels.layer_norm import add_layer_norm_gpu, add_layer_norm_ref
 from trioserve.kernels.paged_attention_gpu import paged_attention_gpu, paged_attention_gpu_ref
 from trioserve.kernels.quantized_linear import PackedWeight
-from trioserve.kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
+from trioserve.kernels.rms_norm import (
+    add_normed_gpu,
+    add_normed_ref,
+    add_rms_norm,
+    add_rms_norm_ref,
+    rms_norm,
+    rms_norm_ref,
+)
 from trioserve.kernels.rope import apply_rope
 from trioserve.kernels.rope_store_kv import rope_store_kv_gpu, rope_store_kv_ref
 from trioserve.kernels.sampling_gpu import Edited, RowTables, SlotTables
@@ -23,14 +32,18 @@ Faces = tuple[Callable[..., object], ...]
 FACES: dict[str, Faces] = {
     "rms_norm": (rms_norm, rms_norm_ref),
     "add_rms_norm": (add_rms_norm, add_rms_norm_ref),
+    "add_normed": (add_normed_gpu, add_normed_ref),
+    "add_layer_norm": (add_layer_norm_gpu, add_layer_norm_ref),
     "activation_mul": (activation_mul, activation_mul_ref),
     "apply_rope": (apply_rope,),
     "store_kv": (store_kv, store_kv_ref),
     "rope_store_kv": (rope_store_kv_gpu, rope_store_kv_ref),
     "copy_blocks": (copy_blocks_gpu, copy_blocks_ref),
+    "invariant_linear": (invariant_linear_gpu, invariant_linear_ref),
     "paged_decode": (paged_attention_gpu, paged_attention_gpu_ref),
     "paged_decode_single": (paged_attention_gpu, paged_attention_gpu_ref),
     "paged_prefill": (paged_attention_gpu, paged_attention_gpu_ref),
+    "paged_prefill_sm90": (paged_attention_gpu, paged_attention_gpu_ref),
 }
 CHOICES = {"interleaved", "activation"}
 """Arguments that choose an instantiation."""
@@ -45,7 +58,9 @@ def test_a_kernel_takes_what_its_faces_take(base: str) -> None:
         names = set(inspect.signature(face).parameters) - {"gpu"}
         if "plan" in names:
             tables = set(AttentionPlan.__annotations__) - {"num_splits", "has_decodes", "has_prefills"}
-            names = names - {"plan"} | (tables - {"split_size"} if base == "paged_prefill" else tables)
+            names = names - {"plan"} | (tables - {"split_size"} if "paged_prefill" in base else tables)
+        if base == "paged_prefill_sm90":
+            names -= {"k_scales", "v_scales"}  # of a cache that it does not take
         assert names <= known, names - known
 
 

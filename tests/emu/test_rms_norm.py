@@ -9,6 +9,8 @@ from tests.emu.device import EmulatedGpu
 from tests.emu.tensors import TYPES, assert_near, random
 from trioserve.kernels.rms_norm import (
     THREADS,
+    add_normed_gpu,
+    add_normed_ref,
     add_rms_norm_gpu,
     add_rms_norm_ref,
     instances,
@@ -51,6 +53,39 @@ def test_the_sum_is_stored_and_normalised(gpu: EmulatedGpu, num_tokens: int, siz
         found = add_rms_norm_gpu(gpu.taking(order), x, residual, weight, eps=EPS)
         assert torch.equal(residual, total)
         assert_near(found, expected)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_weights_have_an_offset_and_what_is_added_a_scale(gpu: EmulatedGpu, kind: str) -> None:
+    """The weights are so small that their sums with the offset could not be told apart in 16 bits."""
+    x, before = random(3, 90, dtype=TYPES[kind]), random(3, 90, dtype=TYPES[kind], seed=2)
+    weight = random(90, dtype=TYPES[kind], seed=1) / 1024
+    found = rms_norm_gpu(gpu, x, weight, eps=EPS, offset=1.0)
+    assert_near(found, rms_norm_ref(x, weight, eps=EPS, offset=1.0))
+    expected, total = add_rms_norm_ref(x, before, weight, eps=EPS, offset=1.0, x_scale=0.22)
+    found = add_rms_norm_gpu(gpu, x, before, weight, eps=EPS, offset=1.0, x_scale=0.22)
+    assert_near(before, total, absolute=1e-6)
+    assert_near(found, expected, absolute=1e-2 if kind != "float" else 1e-5)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("size", [33, 90, 1000, 4104])
+@pytest.mark.parametrize("normed", [False, True])
+def test_what_is_added_may_be_normalised_before(gpu: EmulatedGpu, normed: bool, size: int, kind: str) -> None:
+    """What differs in a last bit of the sum differs in one of its norm."""
+    x, before = random(3, size, dtype=TYPES[kind]), random(3, size, dtype=TYPES[kind], seed=2)
+    x_weight, weight = (random(size, dtype=TYPES[kind], seed=seed) / 8 for seed in (1, 3))
+    after = weight if normed else None
+    expected, total = add_normed_ref(x, before, x_weight, after, eps=EPS, offset=1.0, x_scale=0.22)
+    for order in ORDERS:
+        residual = before.clone()
+        found = add_normed_gpu(
+            gpu.taking(order), x, residual, x_weight, after, eps=EPS, offset=1.0, x_scale=0.22
+        )
+        last = 0.0 if kind == "float" else 4 * torch.finfo(TYPES[kind]).eps
+        assert_near(residual, total, absolute=last or 1e-6)
+        assert_near(found, expected, absolute=2 * last or 1e-5)
+        assert normed or found is residual
 
 
 def test_the_sum_is_normalised_as_it_was_rounded(gpu: EmulatedGpu) -> None:
@@ -105,7 +140,7 @@ def test_a_row_off_its_boundary_is_caught(gpu: EmulatedGpu, argument: str) -> No
     with pytest.raises(EmulatorError, match="misaligned: load of 16 bytes"):
         gpu.launch(
             norm_kernel("bf16", 8, THREADS, 1),
-            *(torch.empty(1, 64, dtype=torch.bfloat16), x, weight, 1, 1, 64, 64, EPS),
+            *(torch.empty(1, 64, dtype=torch.bfloat16), x, weight, 1, 1, 64, 64, 0.0, EPS),
             grid=(1,),
             block=(THREADS,),
         )
@@ -116,7 +151,7 @@ def test_a_row_too_many_is_caught(gpu: EmulatedGpu) -> None:
     with pytest.raises(EmulatorError, match=r"out of bounds: load of 16 .* \[block 2 0 0, thread 0 0 0\]"):
         gpu.launch(
             norm_kernel("bf16", 8, THREADS, 1),
-            *(torch.empty(2, 64, dtype=torch.bfloat16), x, weight, 3, 1, 64, 64, EPS),
+            *(torch.empty(2, 64, dtype=torch.bfloat16), x, weight, 3, 1, 64, 64, 0.0, EPS),
             grid=(3,),
             block=(THREADS,),
         )

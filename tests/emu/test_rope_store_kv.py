@@ -36,6 +36,8 @@ class Step:
     scales: list[Tensor | None]
     weights: list[Tensor | None]
     interleaved: bool
+    table: Tensor
+    offset: float = 0.0
 
     def copy(self) -> "Step":
         scales = [None if scale is None else scale.clone() for scale in self.scales]
@@ -45,7 +47,7 @@ class Step:
         """By the kernel, or by the reference."""
         num_kv_heads = self.caches[0].shape[1]
         q, k, v = torch.split(self.qkv, [self.num_heads, num_kv_heads, num_kv_heads], dim=1)
-        arguments = (q, k, v, self.positions, table_of(q.shape[2]), *self.caches, self.slot_mapping)
+        arguments = (q, k, v, self.positions, self.table, *self.caches, self.slot_mapping)
         run = rope_store_kv_ref if gpu is None else partial(rope_store_kv_gpu, gpu)
         run(
             *arguments,
@@ -54,13 +56,14 @@ class Step:
             k_scales=self.scales[0],
             v_scales=self.scales[1],
             interleaved=self.interleaved,
+            offset=self.offset,
             eps=1e-6,
         )
         return self
 
 
-def table_of(head_dim: int) -> Tensor:
-    angles = torch.arange(NUM_POSITIONS)[:, None] / 10_000 ** torch.linspace(0, 1, head_dim // 2)
+def table_of(num_pairs: int) -> Tensor:
+    angles = torch.arange(NUM_POSITIONS)[:, None] / 10_000 ** torch.linspace(0, 1, num_pairs)
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
@@ -73,6 +76,8 @@ def make_step(
     heads: tuple[int, int] = (5, 2),
     normed: bool = True,
     interleaved: bool = False,
+    num_pairs: int | None = None,
+    offset: float = 0.0,
 ) -> Step:
     dtype = TYPES[kind]
     shape = (NUM_BLOCKS, heads[1], BLOCK_SIZE, head_dim)
@@ -86,6 +91,8 @@ def make_step(
         [torch.full(shape[:3], 7.0) if kv_dtype == FP8 else None for _ in "kv"],
         [random(head_dim, dtype=dtype, seed=seed) if normed else None for seed in (1, 2)],
         interleaved,
+        table_of(head_dim // 2 if num_pairs is None else num_pairs),
+        offset,
     )
 
 
@@ -121,6 +128,30 @@ def test_one_pass_is_the_steps_one_after_the_other(
         expected = step.copy().run(None)
         for order in ORDERS:
             assert_alike(step.copy().run(gpu.taking(order)), expected)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "num_pairs"),
+    [(64, 8), (64, 0), (80, 10), (96, 36), (128, 32), (128, 48), (256, 64), (256, 0)],
+)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_part_of_a_head_is_turned_or_none_of_it(
+    gpu: EmulatedGpu, head_dim: int, num_pairs: int, interleaved: bool
+) -> None:
+    step = make_step(9, head_dim, "bf16", FP8, interleaved=interleaved, num_pairs=num_pairs, offset=1.0)
+    expected = step.copy().run(None)
+    for order in ORDERS:
+        assert_alike(step.copy().run(gpu.taking(order)), expected)
+    step.weights = [None, None]
+    found = step.copy().run(gpu)
+    assert torch.equal(found.qkv[..., 2 * num_pairs :], step.qkv[..., 2 * num_pairs :])
+
+
+@pytest.mark.parametrize("num_pairs", [31, 33, 65])
+def test_pairs_that_do_not_travel_together_are_refused(gpu: EmulatedGpu, num_pairs: int) -> None:
+    step = make_step(2, 128, "bf16", torch.bfloat16, num_pairs=num_pairs)
+    with pytest.raises(ShapeError, match=f"{num_pairs} pairs of head_dim 128 cannot be turned"):
+        step.run(gpu)
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (8, 8), (7, 1)], ids=str)

@@ -30,8 +30,9 @@ VOCABULARY = Vocabulary(
 """Token 0 is "a", token 1 is "b" and so on, round and round."""
 
 
-def make_executor(*, num_blocks: int = 64, step_s: float = 0.01) -> FakeExecutor:
-    return FakeExecutor(FakeRank(16, counting_up), num_blocks=num_blocks, step_s=step_s)
+def make_executor(*, num_blocks: int = 64, num_host_blocks: int = 0, step_s: float = 0.01) -> FakeExecutor:
+    rank = FakeRank(16, counting_up)
+    return FakeExecutor(rank, num_blocks=num_blocks, num_host_blocks=num_host_blocks, step_s=step_s)
 
 
 def make_engine(**settings: object) -> Engine:

@@ -149,6 +149,31 @@ async def test_preemptions_add_up_over_restarts_and_readmissions_count_once(
     assert engine.meter.time_to_first_token_s.count + engine.meter.inter_token_latency_s.count == 4 * 40 + 5
 
 
+async def test_moves_to_the_host_and_back_add_up_over_restarts(autojump_clock: MockClock) -> None:
+    engine = make_engine()
+    first, second = (make_executor(num_blocks=16, num_host_blocks=40, step_s=1.0) for _ in range(2))
+    prompts = [[number] * 200 for number in (1, 2, 3, 1)]
+    async with supervised(engine, first, second):
+        for prompt in prompts:
+            await run(engine, sequence(*prompt, max_tokens=1))
+        before = engine.statistics()
+        assert min(before.num_swapped_out, before.num_swapped_in) > 0
+        assert before.num_cached_host_blocks == before.num_swapped_out
+        first.failure = WorkerDied("gone")
+        await run(engine, sequence(9, max_tokens=1))
+        await run(engine, sequence(9, max_tokens=1))
+        between = engine.statistics()
+        for prompt in prompts:
+            await run(engine, sequence(*prompt, max_tokens=1))
+        after = engine.statistics()
+    assert (between.num_swapped_out, between.num_swapped_in) == (
+        before.num_swapped_out,
+        before.num_swapped_in,
+    )
+    assert (between.num_host_blocks, between.num_cached_host_blocks) == (40, 0)
+    assert after.num_swapped_in >= 2 * before.num_swapped_in
+
+
 def test_guesses_are_counted_by_place_as_far_as_there_were_any() -> None:
     meter = Meter(max_model_len=10)
     assert (meter.num_drafts, meter.num_draft_tokens, meter.num_accepted_tokens) == (0, 0, [])

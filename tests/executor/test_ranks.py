@@ -13,9 +13,10 @@ import trio
 
 from trioserve.core.sampling import SamplingParams
 from trioserve.core.step import Admission, LoadProgress, SlotWork, StepPlan, WorkerConfig
-from trioserve.errors import EngineError, ModelError, WorkerDied
+from trioserve.errors import EngineError, ModelError, SettingsError, WorkerDied
 from trioserve.executor.executor import ProcessExecutor, run_ranks
-from trioserve.executor.rank import launch_ranks
+from trioserve.executor.rank import LocalRank, launch_ranks
+from trioserve.settings.gpus import Gpus
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -63,6 +64,11 @@ async def started(config: WorkerConfig) -> AsyncIterator[ProcessExecutor]:
         yield executor
 
 
+def pids(executor: ProcessExecutor) -> list[int]:
+    """The processes of ranks that are all here."""
+    return [rank.pid for rank in executor._ranks if isinstance(rank, LocalRank)]
+
+
 def _ignore(progress: LoadProgress) -> None:
     assert progress.loaded_bytes <= progress.total_bytes
 
@@ -90,7 +96,7 @@ async def test_plans_lie_ahead_of_results_and_tokens_feed_the_next_step(worker_c
         for step_id in range(1, 5):
             await executor.submit(plan(step_id, SlotWork(0, 1, [])))
         results = [await executor.result() for _ in range(5)]
-        pid = executor._ranks[0].pid
+        (pid,) = pids(executor)
     assert [result.step_id for result in results] == [0, 1, 2, 3, 4]
     assert all(len(result.sampled) == 1 for result in results)
     assert not is_alive(pid)
@@ -101,14 +107,14 @@ async def test_a_killed_rank_is_noticed_within_a_second(worker_config: WorkerCon
         pytest.RaisesExc(WorkerDied, match="rank 0 was killed by SIGKILL"), flatten_subgroups=True
     ):
         async with started(worker_config) as executor:
-            os.kill(executor._ranks[0].pid, signal.SIGKILL)
+            os.kill(pids(executor)[0], signal.SIGKILL)
             with trio.fail_after(1.0):
                 await executor.result()
 
 
 async def test_a_stopped_rank_is_ended_all_the_same(worker_config: WorkerConfig) -> None:
     async with started(worker_config) as executor:
-        pid = executor._ranks[0].pid
+        (pid,) = pids(executor)
         os.kill(pid, signal.SIGSTOP)
         with trio.move_on_after(0.2) as scope:
             await executor.result()
@@ -119,7 +125,7 @@ async def test_a_stopped_rank_is_ended_all_the_same(worker_config: WorkerConfig)
 async def test_the_terminals_signals_do_not_end_a_rank(worker_config: WorkerConfig) -> None:
     async with started(worker_config) as executor:
         for signum in (signal.SIGINT, signal.SIGTERM):
-            os.kill(executor._ranks[0].pid, signum)
+            os.kill(pids(executor)[0], signum)
         await executor.submit(plan(0, SlotWork(0, 3, []), admitted=[admission()]))
         assert (await executor.result()).step_id == 0
 
@@ -139,4 +145,21 @@ async def test_a_folder_that_cannot_be_served_is_the_operators_error(
     )
     with pytest.raises(ModelError, match="NoSuchModel"):
         async with started(msgspec.structs.replace(worker_config, model_path=str(tmp_path))):
+            pass
+
+
+def test_ranks_that_are_more_than_gpus_are_not_started(
+    worker_config: WorkerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trioserve.executor.rank.find_gpus", lambda: Gpus(1))
+    config = msgspec.structs.replace(worker_config, device="cuda", tp_size=2)
+    with pytest.raises(SettingsError, match="= 2: each rank needs a GPU, and there is 1 GPU; lower it"):
+        launch_ranks(config)
+
+
+async def test_a_decoder_whose_numbers_depend_on_the_batch_refuses_to_be_invariant(
+    worker_config: WorkerConfig,
+) -> None:
+    with pytest.raises(ModelError, match="batch_invariant cannot be obeyed: weights are float32"):
+        async with started(msgspec.structs.replace(worker_config, batch_invariant=True)):
             pass

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import trio
 
-from tests.executor.test_ranks import CONFIG, admission, is_alive, plan, started
+from tests.executor.test_ranks import CONFIG, admission, is_alive, pids, plan, started
 from trioserve.core.step import SlotWork, WorkerConfig
 from trioserve.errors import ModelError, WorkerDied
 from trioserve.executor.executor import ProcessExecutor, run_ranks
@@ -62,12 +62,12 @@ async def test_two_ranks_give_the_tokens_of_one_where_nobody_else_can_come(
         assert "each of 2 ranks" in executor.ready.decoder
         assert executor.ready.num_blocks == alone.num_blocks == 8
         assert alone.weights_bytes <= executor.ready.weights_bytes < 1.5 * alone.weights_bytes
-        pids = [rank.pid for rank in executor._ranks]
-        for pid in pids:
+        found = pids(executor)
+        for pid in found:
             files = open_files(pid)
             assert any(name.startswith("/memfd:trioserve-ranks (deleted)") for name in files)
             assert listening(pid, files) == ({"0100007F"} if dtype == "float32" else set())
-    assert not any(map(is_alive, pids))
+    assert not any(map(is_alive, found))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -80,14 +80,14 @@ async def test_a_killed_rank_is_the_end_of_the_one_that_waits_for_it(
         pytest.RaisesExc(WorkerDied, match=f"rank {struck} was killed by SIGKILL"), flatten_subgroups=True
     ):
         async with started(shared) as executor:
-            pids = [rank.pid for rank in executor._ranks]
-            os.kill(pids[struck], signal.SIGSTOP)
+            found = pids(executor)
+            os.kill(found[struck], signal.SIGSTOP)
             await executor.submit(plan(0, SlotWork(0, 3, []), admitted=[admission()]))
             await trio.sleep(0.2)  # the other one has come to the first meeting
             struck_at = time.monotonic()
-            os.kill(pids[struck], signal.SIGKILL)
+            os.kill(found[struck], signal.SIGKILL)
             await executor.result()
-    assert not any(map(is_alive, pids))
+    assert not any(map(is_alive, found))
     assert time.monotonic() - struck_at < 1.0
 
 

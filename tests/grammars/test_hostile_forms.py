@@ -61,6 +61,8 @@ def test_a_refusal_for_depth_names_the_limit() -> None:
 BIG_ENUM = {"enum": [f"value number {number * 7919 % 1_000_003}" for number in range(40_000)]}
 CHAIN = {f"d{n}": {"properties": {"a": {"$ref": f"#/$defs/d{n + 1}"}}} for n in range(5000)} | {"d5000": {}}
 SCHEMAS: dict[str, Callable[[], Any]] = {
+    "an object for a format": lambda: {"type": "string", "format": {}},
+    "a list for a format": lambda: {"type": "string", "format": ["date"]},
     "itself": lambda: {"$ref": "#"},
     "itself beside": lambda: {"$ref": "#", "type": "object"},
     "any of itself": lambda: {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]},

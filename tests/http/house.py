@@ -217,6 +217,8 @@ async def open_house(
     eos_token_ids: tuple[int, ...] = (EOS_ID,),
     tokenizer_path: Path = Path("reciter"),
     max_model_len: int = 256,
+    num_blocks: int = 64,
+    num_host_blocks: int = 0,
     next_token: NextToken = reciting,
     dialects: Dialects = Dialects(),  # noqa: B008  # it is frozen
     **settings: Any,
@@ -241,7 +243,9 @@ async def open_house(
     lifecycle = Lifecycle()
     services = Services(Settings(**settings), lifecycle)
     engine = Engine(services.settings, model, load_vocabulary(_TOKENIZER.backend), lifecycle)
-    executor = FakeExecutor(FakeRank(16, next_token), num_blocks=64, step_s=step_s)
+    executor = FakeExecutor(
+        FakeRank(16, next_token), num_blocks=num_blocks, num_host_blocks=num_host_blocks, step_s=step_s
+    )
     templates = ChatTemplates({} if template is None else {"default": template})
     app = create_app(services)
     async with trio.open_nursery() as nursery:

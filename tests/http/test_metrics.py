@@ -116,6 +116,25 @@ async def test_gauges_say_what_runs_and_waits(autojump_clock: MockClock) -> None
     assert load.json["kv_cache_usage"] == found.of_model("kv_cache_usage_perc")
 
 
+async def test_what_moves_to_the_host_and_back_is_counted(autojump_clock: MockClock) -> None:
+    async with open_house(num_blocks=16, num_host_blocks=40) as house:
+        for letter in "abca":
+            await house.json("/v1/completions", {"prompt": letter * 200, "max_tokens": 1})
+        found = await scrape(house)
+    num_out = found.value("trioserve:kv_blocks_swapped_out_total", model_name="reciter")
+    num_in = found.value("trioserve:kv_blocks_swapped_in_total", model_name="reciter")
+    assert num_out >= 20
+    assert num_in >= 8
+    assert found.of_model("cpu_cache_usage_perc") == num_out / 40
+    assert found.of_model("prefix_cache_hits_total") == 200 // 16 * 16
+
+
+async def test_without_host_memory_there_is_no_word_of_it(autojump_clock: MockClock) -> None:
+    async with open_house() as house:
+        found = await scrape(house)
+    assert [name for name, _ in found.samples if "swapped" in name or "cpu_cache" in name] == []
+
+
 async def test_a_client_that_leaves_is_an_abort_in_every_count(autojump_clock: MockClock) -> None:
     leaves = trio.Event()
     async with open_house(step_s=1.0) as house, trio.open_nursery() as nursery:
@@ -271,3 +290,18 @@ async def test_the_metrics_port_serves_metrics_and_probes_only() -> None:
         assert (await house.ask("GET", "/ready")).status == 200
         for method, path in (("POST", CHAT), ("GET", "/server_info"), ("POST", "/tokenize")):
             assert (await house.ask(method, path, HI)).status == 404
+
+
+async def test_the_metrics_port_asks_for_the_same_keys() -> None:
+    async with open_house(api_key="sesame") as house:
+        house.app = create_app(house.services, routes=METRICS_ROUTES)
+        for path, status in (
+            ("/live", 200),
+            ("/ready", 200),
+            ("/health", 401),
+            ("/metrics", 401),
+            ("/no", 401),
+        ):
+            assert (await house.ask("GET", path)).status == status
+            known = await house.ask("GET", path, headers={"x-api-key": "sesame"})
+            assert known.status == (404 if path == "/no" else 200)

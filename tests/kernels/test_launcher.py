@@ -125,11 +125,12 @@ def gpu_of_stub(stub: Stub, loaded: list[tuple[str, int]] | None = None) -> Cuda
 
 def test_a_launch_function_hands_over_addresses_and_sizes(stub: Stub) -> None:
     x, weight = torch.zeros(7, 4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.bfloat16)
-    stub.number("num_values").value = 8
-    out = rms_norm_gpu(gpu_of_stub(stub), x, weight, eps=1e-5)
+    stub.number("num_values").value = 9
+    out = rms_norm_gpu(gpu_of_stub(stub), x, weight, eps=1e-5, offset=1.0)
     found = stub.values(letters(signature(norm_kernel("bf16", 8, 256, 1))))
     assert found[:7] == [out.data_ptr(), x.data_ptr(), weight.data_ptr(), 7, 1, 4096, 4096]
-    assert found[7] == pytest.approx(1e-5)
+    assert found[7] == 1.0
+    assert found[8] == pytest.approx(1e-5)
     assert (list(stub.last.grid), list(stub.last.block), stub.last.stream) == ([7, 1, 1], [256, 1, 1], 5)
 
 
@@ -167,7 +168,7 @@ def test_a_kernel_is_bound_once_for_a_block_and_its_shared_bytes(stub: Stub) -> 
     gpu, kernel = gpu_of_stub(stub, loaded), norm_kernel("bf16", 8, 256, 1)
     assert gpu.bind(kernel, block=(256,)) is gpu.bind(kernel, block=(256,))
     assert gpu.bind(kernel, block=(256,)) is not gpu.bind(kernel, block=(128,))
-    gpu.bind(kernel, block=(128,), shared_bytes=70000)(0, 1, 1, 1, *(1,) * 8)
+    gpu.bind(kernel, block=(128,), shared_bytes=70000)(0, 1, 1, 1, *(1,) * 9)
     assert loaded == [("rms_norm", 0), ("rms_norm", 0), ("rms_norm", 70000)]
     assert (stub.last.function, stub.last.shared_bytes) == (3, 70000)
 

@@ -1,7 +1,7 @@
 """Tiny random checkpoints of every family, made by transformers, which is also what they are compared with."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -173,15 +173,84 @@ MODELS: Final[dict[str, Callable[[], Any]]] = {
 }
 
 
+_WIDE: Final = {
+    "hidden_size": 256,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "initializer_range": 0.07,
+}
+
+
+def _wide(family: str, **changes: Any) -> Callable[[], Any]:
+    """A model of heads of 64."""
+    common = {"attn_implementation": "eager"} if family.startswith("Gemma") else {}
+    return lambda: _made(family, **_WIDE | common | changes)
+
+
+def _turned(part: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": part}
+
+
+WIDE: Final[dict[str, Callable[[], Any]]] = {
+    "llama-biased": _wide("Llama", attention_bias=True, mlp_bias=True, hidden_act="gelu"),
+    "mistral-single": _wide("Mistral", sliding_window=21, head_dim=64, num_key_value_heads=4),
+    "qwen3-tied": _wide("Qwen3", head_dim=64, num_key_value_heads=1, tie_word_embeddings=True),
+    "phi3-partial": _wide("Phi3", rope_parameters=_turned(0.75)),
+    "gemma2": _wide(
+        "Gemma2",
+        head_dim=64,
+        query_pre_attn_scalar=30,
+        sliding_window=21,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.0,
+        tie_word_embeddings=True,
+    ),
+    "gemma3": _wide(
+        "Gemma3Text",
+        head_dim=64,
+        query_pre_attn_scalar=30,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=21,
+        rope_parameters=_two_ropes({"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, {}),
+        final_logit_softcapping=3.0,
+    ),
+    "glm4": _wide("Glm4", head_dim=64),
+    "granite": _wide(
+        "Granite",
+        attention_multiplier=0.07,
+        embedding_multiplier=6.0,
+        residual_multiplier=0.22,
+        logits_scaling=1.7,
+    ),
+    "olmo2": _wide("Olmo2"),
+    "olmo3-single": _wide(
+        "Olmo3",
+        num_key_value_heads=4,
+        sliding_window=21,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters=_two_ropes(
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, {}
+        ),
+    ),
+    "smollm3": _wide("SmolLM3", no_rope_layers=[1, 0]),
+    "cohere": _wide("Cohere", tie_word_embeddings=True, logit_scale=0.7),
+    "cohere2": _wide("Cohere2", layer_types=["sliding_attention", "full_attention"], sliding_window=21),
+    "stablelm": _wide("StableLm", use_qkv_bias=True),
+    "stablelm-parallel": _wide("StableLm", use_parallel_residual=True, rope_parameters=_turned(0.5)),
+}
+"""A model of each way to depart from Llama, of sizes that GPUs' kernels take."""
+
+
 class Checkpoints:
     """Makes each folder on first use."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, models: Mapping[str, Callable[[], Any]] = MODELS) -> None:
         self._root = root
+        self._made = models
         self._models: dict[str, Any] = {}
 
     def folder(self, name: str, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB") -> Path:
-        """The checkpoint ``name`` of MODELS on disk."""
+        """The checkpoint ``name`` on disk."""
         folder = self._root / f"{name}-{dtype}-{max_shard_size}".replace("torch.", "")
         if not folder.exists():
             model = copy.deepcopy(self.reference(name)).to(dtype)
@@ -193,7 +262,7 @@ class Checkpoints:
         """The same model in transformers, float32; its weights are the same in every run."""
         if name not in self._models:
             torch.manual_seed(sum(name.encode()))
-            model = MODELS[name]().eval()
+            model = self._made[name]().eval()
             for parameter in model.parameters():
                 if parameter.dim() == 1:  # biases and norms, which are born as 0 and 1
                     parameter.data += 0.2 * torch.randn_like(parameter)
@@ -220,6 +289,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call] # theirs
     torch.set_num_threads(1)  # the matrices are tiny, and the cores are shared
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def wide_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """The same for ``WIDE``."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call] # theirs
+    torch.set_num_threads(1)
+    return Checkpoints(tmp_path_factory.mktemp("wide"), WIDE)
 
 
 def prompt_of(length: int, seed: int) -> list[int]:

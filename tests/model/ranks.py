@@ -13,7 +13,8 @@ from trioserve._speedups.exchange import Exchange
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import load_weights
-from trioserve.model.native import Crew, Quantization
+from trioserve.model.native import Crew
+from trioserve.model.native_matrices import Quantization
 from trioserve.model.parts import Part
 from trioserve.model.ranks import GroupRanks, join_gloo
 

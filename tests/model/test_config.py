@@ -129,7 +129,10 @@ def test_both_spellings_of_dtype_are_read(spelling: str, value: str) -> None:
         ),
         ({"architectures": []}, "names no architecture"),
         ({"architectures": "LlamaForCausalLM"}, "names no architecture"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized by awq"),
+        (
+            {"quantization_config": {"quant_method": "aqlm"}},
+            "quant_method 'aqlm' is not served; served are awq",
+        ),
         ({"rope_scaling": {"rope_type": "longrope"}}, "short_factor is not a list of 32 numbers"),
         (
             {"rope_scaling": {"type": "su", "short_factor": [1] * 32, "long_factor": [1] * 31 + [0]}},

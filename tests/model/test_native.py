@@ -22,7 +22,8 @@ from trioserve.model.config import DecoderConfig, read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.families import NormConfig, Scales
 from trioserve.model.loader import load_weights
-from trioserve.model.native import QUANTIZATIONS, Crew, Quantization, Spare
+from trioserve.model.native import Crew, Spare
+from trioserve.model.native_matrices import QUANTIZATIONS, Quantization
 from trioserve.model.rope_config import RopeConfig
 
 TOLERANCE = 0.03

@@ -19,7 +19,8 @@ from trioserve.errors import ModelError
 from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import load_weights
-from trioserve.model.native import Crew, Quantization, layer_formats
+from trioserve.model.native import Crew
+from trioserve.model.native_matrices import Quantization, layer_formats
 
 GROUP = 32
 """Weights of a column that share a scale in int4."""
@@ -36,8 +37,11 @@ CONVERSATION = (
 class Product:
     """One matrix [num_columns, depth], packed as the head of a decoder."""
 
-    def __init__(self, weights: Tensor, form: str, isa: str, num_threads: int = 1) -> None:
-        self._weights = weights.bfloat16().contiguous()
+    def __init__(
+        self, weights: Tensor, form: str, isa: str, num_threads: int = 1, grids: Tensor | None = None
+    ) -> None:
+        """Of ``weights``; or of codes, which ``grids`` say the meaning of."""
+        self._weights = weights.bfloat16().contiguous() if grids is None else weights.contiguous()
         self._num_columns, depth = weights.shape
         self._call = NativeCall(
             num_layers=1,
@@ -66,7 +70,13 @@ class Product:
         )
         norm = torch.ones(depth)
         pieces = [(self._weights.data_ptr(), self._num_columns, depth)]
-        self._call.set_head(norm=norm.data_ptr(), norm_bias=0, lm_head=pieces, head_format=form)
+        self._call.set_head(
+            norm=norm.data_ptr(),
+            norm_bias=0,
+            lm_head=pieces,
+            head_format=form,
+            grids=0 if grids is None else grids.data_ptr(),
+        )
         self._call.pack()
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -177,6 +187,36 @@ def test_what_is_not_finite_stays_where_it_is(form: str) -> None:
         assert not found[5, :7].any()
         is_lost[5] = True
         assert torch.equal(found[~is_lost], clean[~is_lost])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    form=st.sampled_from(FORMATS),
+    num_rows=st.integers(1, 30),
+    num_columns=st.integers(1, 80),
+    depth=st.integers(1, 150),
+    seed=st.integers(0, 1000),
+)
+def test_codes_that_a_checkpoint_brings_are_multiplied_as_they_are(
+    form: str, num_rows: int, num_columns: int, depth: int, seed: int
+) -> None:
+    """Scales are powers of two, so all is exact; no other code would do, and none has to be the largest."""
+    generator = torch.Generator().manual_seed(seed)
+    powers = 2.0 ** torch.randint(-3, 4, (num_columns, -(-depth // GROUP)), generator=generator)
+    if form == "int8":
+        codes = torch.randint(0, 256, (num_columns, depth), generator=generator)
+        grids = powers[:, 0].contiguous()
+        weights = (codes - 128) * grids[:, None]
+    else:
+        codes = torch.randint(0, 16, (num_columns, depth), generator=generator)
+        least = powers * torch.randint(-15, 1, powers.shape, generator=generator)
+        grids = torch.stack([powers, least], dim=-1).bfloat16()
+        scales, least = (each.repeat_interleave(GROUP, 1)[:, :depth] for each in (powers, least))
+        weights = codes * scales + least
+    rows = whole_rows(num_rows, depth, seed)
+    expected = (rows.double() @ weights.double().T).float()
+    for isa in ISAS:
+        assert torch.equal(Product(codes.to(torch.uint8), form, isa, grids=grids)(rows), expected), isa
 
 
 # ---- a whole decoder -------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.layers import Linear
 from trioserve.model.loader import load_weights
-from trioserve.model.native import Quantization
+from trioserve.model.native_matrices import Quantization
 from trioserve.model.parts import WHOLE, Part
 from trioserve.model.ranks import GroupRanks, Ranks
 

@@ -50,6 +50,7 @@ async def test_it_renders_as_the_models_own_would() -> None:
     [
         ("{{ raise_exception('never') }}", "the request's chat template says: never"),
         ("{% for %}", "does not compile"),
+        ("{% break %}", "does not compile: 'break' outside loop"),
         ("{{ messages[7].content }}", "cannot render these messages: UndefinedError"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "cannot render these messages: SecurityError"),
         ("{{ 'a' * 200000000 }}", "template_memory_bytes"),
@@ -59,6 +60,20 @@ async def test_it_renders_as_the_models_own_would() -> None:
 )
 async def test_what_it_does_wrong_is_told(source: str, message: str) -> None:
     assert message in await refusal(source)
+
+
+async def test_a_process_that_is_killed_in_the_middle_of_its_answer_has_taken_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_process = trio.run_process
+
+    async def cut(*args: Any, **kwargs: Any) -> Any:
+        done = await run_process(*args, **kwargs)
+        done.stdout = done.stdout[:-3]
+        return done
+
+    monkeypatch.setattr(trio, "run_process", cut)
+    assert "template_memory_bytes" in await refusal("{{ name }}")
 
 
 async def test_one_that_never_ends_is_killed_and_holds_up_nobody(capfd: pytest.CaptureFixture[str]) -> None:

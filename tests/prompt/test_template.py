@@ -42,9 +42,13 @@ def test_a_template_that_fails_is_the_requests_error_not_the_servers(source: str
     assert len(str(info.value)) < 500
 
 
-def test_a_template_that_does_not_compile_stops_the_start() -> None:
+@pytest.mark.parametrize(
+    "source", ["{% for %}", "{% break %}", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"]
+)
+def test_a_template_that_does_not_compile_stops_the_start(source: str) -> None:
+    """Jinja leaves it to Python to say that there is no loop to break."""
     with pytest.raises(ModelError, match="does not compile"):
-        ChatTemplate("{% for %}")
+        ChatTemplate(source)
 
 
 def test_roles_that_a_template_does_not_know_go_by_the_nearest_name() -> None:

@@ -35,6 +35,8 @@ class House:
         num_drafts: int = 0,
         max_drafting_seqs: int = 0,
         target_step_s: float | None = 0.0,
+        num_host_blocks: int = 0,
+        max_moved_blocks: int = 2,
     ) -> None:
         limits = SchedulerLimits(
             max_num_seqs=max_num_seqs,
@@ -48,8 +50,11 @@ class House:
             num_drafts=num_drafts,
             max_drafting_seqs=max_drafting_seqs,
             target_step_s=target_step_s,
+            max_moved_blocks=max_moved_blocks,
         )
-        self.scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+        self.scheduler = Scheduler(
+            limits, num_blocks=num_blocks, block_size=BLOCK_SIZE, num_host_blocks=num_host_blocks
+        )
         self.rank = FakeRank(BLOCK_SIZE, next_token, max_model_len=num_blocks * BLOCK_SIZE)  # type: ignore[arg-type]  # either of the two functions
         self.depth = depth
         self.in_flight: deque[StepPlan] = deque()

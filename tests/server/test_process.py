@@ -1,5 +1,7 @@
 """The server as a process: the literal commands, signals, exit codes."""
 
+import contextlib
+import resource
 import signal
 import socket
 import time
@@ -127,6 +129,27 @@ def test_a_signal_while_the_app_starts_ends_it_cleanly() -> None:
         _wait_for(lambda: _catches_sigterm(server))
         server.send_signal()
         assert server.wait() == 0
+
+
+def test_more_connections_than_files_wait_and_are_served_when_others_have_gone() -> None:
+    with trioserve() as server:
+        server.wait_serving()
+        num_files = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (num_files + 10, num_files + 10))
+        with contextlib.ExitStack() as opened:
+            early = [opened.enter_context(open_connection(server.port)) for _ in range(40)]
+            late = early[-1]
+            late.sendall(request("GET", "/hello", "Connection: close"))
+            late.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                late.recv(1)
+            late.settimeout(5)
+            for sock in early[:-1]:
+                sock.close()
+            assert b"".join(iter(lambda: late.recv(65536), b"")).endswith(b"hello")
+        server.send_signal()
+        assert server.wait() == 0
+        assert "a connection waits: EMFILE" in server.errors()
 
 
 def test_sigquit_writes_the_stacks_and_serves_on() -> None:

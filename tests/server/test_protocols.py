@@ -1,11 +1,9 @@
 """HTTP/2, with and without TLS, and TLS itself."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import h2.config
-import h2.connection
 import h2.events
 import httpx
 import pytest
@@ -13,6 +11,7 @@ import trio
 
 from tests.certificates import Certificate, make_certificate
 from tests.server.apps import TinyApp
+from tests.server.h2_client import H2Client, ended
 from tests.server.serving import Server, request, serving
 from trioserve.server.config import ServerConfig
 from trioserve.server.sockets import Listener, bind
@@ -78,41 +77,6 @@ async def test_http2_without_tls_by_prior_knowledge() -> None:
         )
 
 
-class H2Client:
-    """As much of an HTTP/2 client as shows what hypercorn's server does wrong."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self.connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
-        self.connection.initiate_connection()
-        self.seen: list[h2.events.Event] = []
-
-    async def send(self) -> None:
-        await self._stream.send_all(self.connection.data_to_send())
-
-    def ask(self, stream_id: int, path: str, method: str = "GET") -> None:
-        headers = [(":method", method), (":path", path), (":authority", "x"), (":scheme", "http")]
-        self.connection.send_headers(stream_id, headers, end_stream=method == "GET")
-
-    async def until(self, condition: Callable[[h2.events.Event], bool], within_s: float = 2.0) -> None:
-        """Read until an event fulfils ``condition``, or the server closes."""
-        with trio.fail_after(within_s):
-            while not any(map(condition, self.seen)):
-                data = await self._stream.receive_some()
-                if not data:
-                    return
-                self.seen += self.connection.receive_data(data)
-                await self.send()
-
-    def body(self, stream_id: int) -> bytes:
-        events = [event for event in self.seen if isinstance(event, h2.events.DataReceived)]
-        return b"".join(event.data or b"" for event in events if event.stream_id == stream_id)
-
-
-def _ended(stream_id: int) -> Callable[[h2.events.Event], bool]:
-    return lambda event: isinstance(event, h2.events.StreamEnded) and event.stream_id == stream_id
-
-
 async def test_http2_data_for_an_answered_stream_does_not_end_the_others() -> None:
     """hypercorn raised KeyError, which took the whole connection along."""
     async with serving() as server, await server.connect() as raw:
@@ -120,10 +84,10 @@ async def test_http2_data_for_an_answered_stream_does_not_end_the_others() -> No
         client.ask(1, "/stream?n=20")
         client.ask(3, "/early", "POST")
         await client.send()
-        await client.until(_ended(3))
+        await client.until(ended(3))
         client.connection.send_data(3, b"x" * 1000, end_stream=True)
         await client.send()
-        await client.until(_ended(1))
+        await client.until(ended(1))
         assert client.body(1).endswith(b"[DONE]\n\n")
 
 
@@ -137,7 +101,7 @@ async def test_http2_reset_of_a_stream_cancels_its_handler_only() -> None:
         client.connection.reset_stream(1)
         await client.send()
         assert (await server.app.wait_ended("/sleep"))[0] == "cancelled"
-        await client.until(_ended(3))
+        await client.until(ended(3))
         assert (await server.app.wait_ended("/sleep", count=2))[0] == "finished"
 
 
@@ -158,13 +122,13 @@ async def test_http2_says_goaway_to_the_idle_and_lets_the_busy_finish() -> None:
         idle, busy = H2Client(idle_raw.stream), H2Client(busy_raw.stream)
         idle.ask(1, "/hello")
         await idle.send()
-        await idle.until(_ended(1))
+        await idle.until(ended(1))
         busy.ask(1, "/stream?n=20")
         await busy.send()
         await trio.sleep(0.05)
         server.notices.tell()
         await idle.until(lambda event: isinstance(event, h2.events.ConnectionTerminated), within_s=0.3)
-        await busy.until(_ended(1))
+        await busy.until(ended(1))
         assert busy.body(1).endswith(b"[DONE]\n\n")
         with trio.fail_after(1):
             await server.ended.wait()
@@ -194,7 +158,7 @@ async def test_http2_request_that_is_none_resets_its_stream_and_leaves_the_other
         await client.send()
         await client.until(lambda event: isinstance(event, h2.events.StreamReset) and event.stream_id == 3)
         assert any(isinstance(event, h2.events.StreamReset) for event in client.seen)
-        await client.until(_ended(1), within_s=20)
+        await client.until(ended(1), within_s=20)
         assert client.body(1).endswith(b"[DONE]\n\n")
 
 
@@ -206,5 +170,5 @@ async def test_http2_response_that_its_app_left_unfinished_is_reset() -> None:
         await client.until(lambda event: isinstance(event, h2.events.StreamReset))
         client.ask(3, "/hello")
         await client.send()
-        await client.until(_ended(3))
+        await client.until(ended(3))
         assert client.body(3) == b"hello"

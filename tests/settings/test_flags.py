@@ -34,6 +34,8 @@ NOT_SETTINGS = {"command", "show_settings"}
     ("words", "name", "value"),
     [
         ("--tp 2", "tensor_parallel_size", 2),
+        ("--enforce-eager", "enforce_eager", True),
+        ("--eager-mode", "enforce_eager", True),
         ("-tp 2", "tensor_parallel_size", 2),
         ("--session-len 99", "max_model_len", 99),
         ("--session_len=99", "max_model_len", 99),
@@ -86,7 +88,10 @@ def test_an_alias_works_alike_as_flag_variable_and_key(alias: str, monkeypatch: 
         ("--max_modle_len=4", "did you mean --max-model-len"),
         ("-port 4", "-port is not a flag: did you mean --port"),
         ("--port", "--port: expected one argument: see trioserve serve --help"),
-        ("--quantization awq", "^quantization = 'awq': weights are quantized at load, to int8 or int4; "),
+        (
+            "--quantization awq",
+            "^quantization = 'awq': weights are quantized at load, to int8, int4 or on a GPU fp8, ",
+        ),
         ("-q awq", "^quantization = 'awq': weights"),
         ("--trust-remote-code", "--trust-remote-code = 'true' is not obeyed: no code but"),
         ("--no-disable-log-requests", "'false' is not obeyed: prompts and answers are never logged"),
@@ -130,10 +135,10 @@ def test_other_servers_flags_are_refused_as_variables_and_keys_too(monkeypatch: 
 @pytest.mark.parametrize(
     "words",
     [
-        "--enable-chunked-prefill --disable-log-requests --no-trust-remote-code --enforce-eager --dtype auto",
+        "--enable-chunked-prefill --disable-log-requests --no-trust-remote-code --dtype auto",
         "--engine-worker-queue-port 8002 --cache-queue-port 8003 --tensor-parallel-size 1 --swap-space 0",
         "--gpu-memory-utilization 0.9 --kv-cache-dtype auto --async-scheduling --scheduling-policy priority",
-        "--device auto --quant-policy 0 --model-format hf --dp 1 --max-log-len 10",
+        "--device auto --use-cudagraph --quant-policy 0 --model-format hf --dp 1 --max-log-len 10",
     ],
 )
 def test_a_flag_that_asks_for_what_is_the_case_is_obeyed(words: str) -> None:

@@ -15,7 +15,7 @@ from tests.worker.driver import Front, worker_config
 from tests.worker.wire import DEADLINE_S
 from trioserve.core.step import Speculation, StepPlan, StepResult, WorkerConfig, WorkerReady
 from trioserve.worker.drafts import Price
-from trioserve.worker.load import load_runner
+from trioserve.worker.load import load_cpu_runner
 from trioserve.worker.machine import Cores
 from trioserve.worker.runner import StepRunner
 
@@ -29,7 +29,9 @@ class Company:
     def __init__(self, config: WorkerConfig, threads: ThreadPoolExecutor) -> None:
         def load_rank(tp_rank: int) -> tuple[StepRunner, WorkerReady]:
             own = structs.replace(config, tp_rank=tp_rank)
-            return load_runner(own, lambda progress: None, 0.0)
+            if own.spread is not None and tp_rank:
+                own = structs.replace(own, meeting_fd=-1)
+            return load_cpu_runner(own, lambda progress: None, 0.0)
 
         self._threads = threads
         found = list(threads.map(load_rank, range(config.tp_size), timeout=DEADLINE_S))
@@ -54,7 +56,9 @@ def company(folder: Path, tp_size: int, *, num_drafts: int = 0, **changes: objec
     """Ranks that have loaded what ``folder`` holds."""
     changes["speculation"] = Speculation(num_drafts, 1, 3) if num_drafts else None
     meeting_fd = os.memfd_create("ranks")
-    config = worker_config(folder, tp_size=tp_size, meeting_fd=meeting_fd, pin_threads=False, **changes)
+    config = worker_config(
+        folder, tp_size=tp_size, pin_threads=False, **{"meeting_fd": meeting_fd, **changes}
+    )
     try:
         with (
             patch("trioserve.worker.load.usable_cores", lambda: MANY_CORES),

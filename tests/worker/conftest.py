@@ -1,3 +1,3 @@
-from tests.model.checkpoints import checkpoints
+from tests.model.checkpoints import checkpoints, wide_checkpoints
 
-__all__ = ["checkpoints"]
+__all__ = ["checkpoints", "wide_checkpoints"]

@@ -17,7 +17,7 @@ from trioserve.core.step import (
     WorkerConfig,
 )
 from trioserve.worker.drafts import Price
-from trioserve.worker.load import load_runner
+from trioserve.worker.load import load_cpu_runner
 
 BLOCK_SIZE = 16
 GREEDY = SamplingParams(max_tokens=100, temperature=0.0)
@@ -65,7 +65,7 @@ class Front:
         """A front over a runner in this process; one that may guess does so whatever the price."""
         speculation = Speculation(num_drafts, 1, 3) if num_drafts else None
         config = worker_config(folder, speculation=speculation, **changes)
-        runner, _ = load_runner(config, lambda progress: None, 0.0)
+        runner, _ = load_cpu_runner(config, lambda progress: None, 0.0)
         torch.set_num_threads(1)
         if runner.drafter is not None:
             runner.drafter.prices = [Price(0.0, 1e-9)] * config.max_num_seqs

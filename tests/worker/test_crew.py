@@ -68,7 +68,7 @@ def test_a_rank_refuses_what_it_would_have_to_ignore(checkpoints: Checkpoints) -
         ({"dtype": "float32", "quantization": "int8"}, "weights are float32, not bfloat16"),
         (
             {"dtype": "bfloat16", "quantization": "fp8"},
-            "quantization fp8 is not supported, only none, int8, int4",
+            "quantization fp8 is not supported, only auto, none, int8, int4",
         ),
     ):
         progress: list[object] = []

@@ -11,7 +11,7 @@ from trioserve.core.sampling import SamplingParams, ThinkingBudget
 from trioserve.core.step import Admission, SlotWork, Speculation, StepPlan
 from trioserve.model.ranks import ALONE
 from trioserve.worker.drafts import Drafter, Price
-from trioserve.worker.load import load_runner
+from trioserve.worker.load import load_cpu_runner
 from trioserve.worker.prices import measure_prices
 from trioserve.worker.slots import SlotTable
 
@@ -258,7 +258,7 @@ def test_a_price_is_measured_for_every_number_of_sequences_with_which_guesses_ma
 ) -> None:
     speculation = Speculation(3, 2, 4)
     config = worker_config(checkpoints.folder("llama"), max_num_seqs=5, speculation=speculation)
-    runner, ready = load_runner(config, lambda progress: None, 0.0)
+    runner, ready = load_cpu_runner(config, lambda progress: None, 0.0)
     assert runner.drafter is not None
     assert 0 <= ready.max_drafting_seqs <= 4, "of 1 and 4 sequences, and those between"
     assert all(price.any >= 0 and 0.01 <= price.each <= 0.8 for price in runner.drafter.prices)
@@ -275,7 +275,7 @@ def test_a_price_is_measured_for_every_number_of_sequences_with_which_guesses_ma
 
 def test_a_rank_that_is_not_told_to_guess_does_not(checkpoints: Checkpoints) -> None:
     config = worker_config(checkpoints.folder("llama"))
-    runner, ready = load_runner(config, lambda progress: None, 0.0)
+    runner, ready = load_cpu_runner(config, lambda progress: None, 0.0)
     admission = Admission(0, 1, REPEATING, len(REPEATING), 0, [0, 1, 2], GREEDY)
     result = runner.run(StepPlan(0, [], [admission], [SlotWork(0, len(REPEATING), [])], 4))
     assert (ready.max_drafting_seqs, result.num_drafted, result.more) == (0, [], [])

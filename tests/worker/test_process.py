@@ -126,3 +126,19 @@ def test_a_rank_imports_nothing_of_the_front_and_no_transformers() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert found.stdout.strip() == "[]"
+
+
+def test_a_rank_of_nccl_waits_for_no_destructor_at_its_end(tmp_path: Path) -> None:
+    """Told by the process group that only such ranks make; here one of Gloo, for want of GPUs."""
+    program = textwrap.dedent(
+        """
+        import atexit, sys, time
+        from torch import distributed
+        from trioserve.worker.process import leave
+        atexit.register(time.sleep, 60)
+        distributed.init_process_group("gloo", store=distributed.FileStore(sys.argv[1], 1), rank=0, world_size=1)
+        leave(3)
+        """
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path / "store")], timeout=30, check=False)
+    assert ended.returncode == 3

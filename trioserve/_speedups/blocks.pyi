@@ -22,18 +22,27 @@ class BlockPool:
     A full block is found by a keyed hash of its tokens, of all tokens before them and of a salt: 128 bits of
     SipHash-2-4, so two prefixes are taken for one with a chance of 2**-128 a pair, and nobody without the key can
     look for such a pair. Every method is O(blocks it touches), whatever the size of the pool, except where it says
-    otherwise. Memory: 32 bytes a block and 16 to 32 for the map.
+    otherwise. Memory: 32 bytes a block and 16 to 32 for the map, as much for each block of the host.
+
+    Behind it there may be blocks of host memory, which are told of by what they are to be copied from and to. What a
+    cached block holds is copied to the host when the block is taken, under the same hash, and moves back into a block
+    that was taken for it; the host keeps its copy, so that it need not be copied again. The copies of a plan are made
+    before its work, those to the host first.
 
     Not thread-safe.
     """
 
-    def __new__(cls, num_blocks: int, block_size: int, *, key: bytes) -> Self:
+    def __new__(
+        cls, num_blocks: int, block_size: int, *, key: bytes, num_host_blocks: int = 0, max_moves: int = 0
+    ) -> Self:
         """Make a pool with every block free and nothing cached.
 
         Args:
             num_blocks: Blocks, 1 to 2**28.
             block_size: Tokens a block holds, 1 to 65,536.
             key: 16 random bytes, drawn anew by each process.
+            num_host_blocks: Blocks of host memory, 0 to 2**28.
+            max_moves: Blocks that a plan copies to the host at most, 0 to 2**28; what it has no room for is forgotten.
         Raises:
             ValueError: An argument is outside its range; the message names the value (of the key, its length).
             MemoryError: There is no memory for that many blocks.
@@ -54,6 +63,52 @@ class BlockPool:
     @property
     def num_cached(self) -> int:
         """Entries of the prefix map, of referenced blocks too."""
+
+    @property
+    def num_host_blocks(self) -> int:
+        """Blocks of host memory."""
+
+    @property
+    def num_host_cached(self) -> int:
+        """Those of them that hold something."""
+
+    def match_host(
+        self, token_ids: array[int], matched: Sequence[int], max_tokens: int, salt: bytes
+    ) -> list[int]:
+        """Find the longest prefix whose blocks the host holds, behind one that is in the pool.
+
+        Args:
+            token_ids, max_tokens, salt: As given to ``match``.
+            matched: What ``match`` returned, still referenced.
+        Returns:
+            The host's blocks that hold the tokens behind those of ``matched``. They keep what they hold until
+            ``take_moves``.
+        Raises:
+            ValueError: As of ``match``, or the last block of ``matched`` is free or has no hash.
+        """
+
+    def move_in(self, host_ids: Sequence[int], block_ids: Sequence[int]) -> None:
+        """Let the plan that is being made copy what the host's blocks hold to as many blocks of the pool.
+
+        The blocks hold it from then on: they may be registered.
+
+        Args:
+            host_ids: What ``match_host`` returned since the last ``take_moves``, or a part of it.
+            block_ids: Blocks that were taken, each for one move since then.
+        Raises:
+            ValueError: A block is free or out of range, a host block holds nothing or was not matched, or they are not
+                as many; the pool is unchanged.
+        """
+
+    def take_moves(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Say what to copy before anything else of the plan that was made, and begin the next one.
+
+        Where less than a quarter of the blocks is bare or was copied, more of those that will be taken next are copied.
+
+        Returns:
+            (block, host block) of all copies to the host, at most ``max_moves``, each host block named once; and of all
+            copies to blocks, which come after them.
+        """
 
     def take(self, count: int) -> list[int]:
         """Take ``count`` blocks, or none of them.
@@ -110,13 +165,13 @@ class BlockPool:
         """
 
     def reset_prefix_cache(self) -> int:
-        """Forget every entry; references stay. O(num_blocks).
+        """Forget every entry, those of the host's blocks too; references stay. O(num_blocks).
 
         What is referenced now was computed before the reset, so it never enters the map again, and neither do blocks
         computed after it in the same sequences.
 
         Returns:
-            The number of entries forgotten.
+            The number of entries of the pool forgotten.
         """
 
     def ref_count(self, block_id: int) -> int:

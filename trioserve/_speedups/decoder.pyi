@@ -48,6 +48,7 @@ class Decoder:
         gate_up_proj: Sequence[tuple[int, int, int]],
         down_proj: Sequence[tuple[int, int, int]],
         formats: Mapping[str, str],
+        grids: Mapping[str, int],
         sliding_window: int,
         rope_table: int,
     ) -> None: ...
@@ -56,7 +57,13 @@ class Decoder:
         self, layer: int, *, qkv_proj: int, o_proj: int, gate_up_proj: int, down_proj: int
     ) -> None: ...
     def set_head(
-        self, *, norm: int, norm_bias: int, lm_head: Sequence[tuple[int, int, int]], head_format: str
+        self,
+        *,
+        norm: int,
+        norm_bias: int,
+        lm_head: Sequence[tuple[int, int, int]],
+        head_format: str,
+        grids: int = 0,
     ) -> None: ...
     def pack(self) -> None: ...
     def forward(

@@ -11,6 +11,8 @@ MAX_FRAME_BYTES: Final = 256 << 20
 """A longer frame is a bug or an attack, never a plan."""
 _LENGTH: Final = struct.Struct("<I")
 
+HEAD_BYTES: Final = _LENGTH.size
+
 T = TypeVar("T")
 _encoder: Final = msgspec.msgpack.Encoder()
 
@@ -25,6 +27,18 @@ def encode_frame(message: msgspec.Struct, *, max_bytes: int = MAX_FRAME_BYTES) -
     if len(body) > max_bytes:
         raise WireError(f"a frame of {len(body)} bytes exceeds {max_bytes}")
     return _LENGTH.pack(len(body)) + body
+
+
+def body_length(head: bytes | bytearray, *, max_bytes: int = MAX_FRAME_BYTES) -> int:
+    """The bytes that follow a frame's first ``HEAD_BYTES``.
+
+    Raises:
+        WireError: They are more than ``max_bytes``.
+    """
+    length: int = _LENGTH.unpack(head)[0]
+    if length > max_bytes:
+        raise WireError(f"a frame of {length} bytes exceeds {max_bytes}")
+    return length
 
 
 class FrameReader(Generic[T]):
@@ -44,9 +58,7 @@ class FrameReader(Generic[T]):
         self._held += data
         messages, at = [], 0
         while len(self._held) - at >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._held, at)
-            if length > self._max_bytes:
-                raise WireError(f"a frame of {length} bytes exceeds {self._max_bytes}")
+            length = body_length(self._held[at : at + _LENGTH.size], max_bytes=self._max_bytes)
             end = at + _LENGTH.size + length
             if len(self._held) < end:
                 break
@@ -67,5 +79,5 @@ class FrameReader(Generic[T]):
     def _decode(self, body: bytes) -> T:
         try:
             return self._decoder.decode(body)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise WireError(f"a frame of {len(body)} bytes does not decode: {exc}") from exc

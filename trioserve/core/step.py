@@ -27,13 +27,22 @@ class Speculation(Struct, frozen=True, array_like=True):
     """Last tokens that are looked for at most; the more occurred before, the better."""
 
 
+class Spread(Struct, frozen=True, array_like=True):
+    """Of ranks on several machines: where a rank finds the others, and which of its machine's it is."""
+
+    meeting_address: str
+    """HOST:PORT of rank 0, where they leave each other's addresses."""
+    local_rank: int
+    num_local_ranks: int
+
+
 class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="config"):
     """The first frame a rank receives: all it needs to know to load the model."""
 
     model_path: str
-    """A local Hugging Face folder."""
+    """A local Hugging Face folder; empty: the one that the rank was started with, on its own machine."""
     device: str
-    """"cpu" or "cuda"."""
+    """"cpu" or "cuda": then of the GPUs that are visible the one whose number is ``tp_rank``."""
     dtype: str
     """"auto", "bfloat16", "float16" or "float32"; auto takes the checkpoint's."""
     tp_rank: int
@@ -65,25 +74,56 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     """Which of ``trioserve.grammars`` enforces grammars; empty where no grammar will come."""
     max_cached_grammars: int = 256
     """Grammars to keep ready."""
-    quantization: str = "none"
-    """What the weights are brought to: "none", "int8" or "int4"."""
+    quantization: str = "auto"
+    """What the weights are brought to: "none", "int8" or "int4", or on a GPU "fp8"; "auto" keeps what the checkpoint
+    has."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
     speculation: Speculation | None = None
     """How to guess tokens; None: not at all."""
     kv_cache_dtype: str = "auto"
-    """"auto" keeps keys and values in the weights' type; "bfloat16", "int8" or "fp8"."""
+    """"auto" keeps keys and values in the weights' type; "bfloat16" or "fp8", or on a CPU "int8"."""
     pin_threads: bool | None = None
     """Whether threads keep to a core each while a step runs; None: where they are as many as there are cores."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory that the rank may use in all, where nothing else sizes its KV cache."""
+    swap_bytes: int = 0
+    """Of host memory, of this rank alone, for KV blocks that the GPU has no room for."""
+    enforce_eager: bool = False
+    """Whether no graphs are captured."""
+    batch_invariant: bool = False
+    """Whether a sequence's numbers may not depend on what is computed beside it."""
     meeting_fd: int = -1
-    """Memory without a name that all ranks have inherited, where they meet; -1 where there is one rank."""
+    """Memory without a name that all ranks have inherited, where they meet; -1 where there is one rank. Where they are
+    on several machines, the socket that listens at ``spread.meeting_address``, on rank 0 alone."""
+    spread: Spread | None = None
+    """None: all ranks are on one machine."""
+
+    @property
+    def local_rank(self) -> int:
+        """Which of the ranks of its machine it is, from 0."""
+        return self.tp_rank if self.spread is None else self.spread.local_rank
+
+    @property
+    def num_local_ranks(self) -> int:
+        """Ranks that share its machine's cores and memory."""
+        return self.tp_size if self.spread is None else self.spread.num_local_ranks
+
+    @property
+    def meeting_address(self) -> str:
+        """Where ranks of several machines meet; empty where they are on one."""
+        return "" if self.spread is None else self.spread.meeting_address
 
 
 class LoadProgress(Struct, frozen=True, array_like=True, tag="progress"):
-    """How far a rank has loaded its weights; any number of these before WorkerReady."""
+    """How far a rank has loaded its weights, or captured its graphs; any number of these before WorkerReady."""
 
     loaded_bytes: int
     total_bytes: int
+    num_graphs: int = 0
+    """Sizes of steps whose graphs are captured."""
+    total_graphs: int = 0
+    """0: weights are loaded, and there may be graphs later."""
 
 
 class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready"):
@@ -108,6 +148,13 @@ class WorkerReady(Struct, frozen=True, array_like=True, kw_only=True, tag="ready
     """Sequences of a step beyond which guessing tokens cannot pay, as was measured; 0: it never does."""
     kv_cache_dtype: str = ""
     """What the KV cache holds, such as "bfloat16" or "int8"."""
+    device: str = "CPU"
+    """What the steps are computed on, such as "NVIDIA H100"."""
+    num_host_blocks: int = 0
+    """KV blocks that this rank can keep in host memory beside those of a GPU; the engine takes the least of all
+    ranks."""
+    num_graphs: int = 0
+    """Graphs that were captured for steps."""
 
 
 class Admission(Struct, frozen=True, array_like=True):
@@ -142,8 +189,9 @@ class SlotWork(Struct, frozen=True, array_like=True, gc=False):
     """Appended to the slot's block table before the step."""
 
 
-class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
-    """One step, the same bytes for every rank; carried out in the order released, admitted, work."""
+class StepPlan(Struct, frozen=True, array_like=True, omit_defaults=True, tag="plan"):
+    """One step, the same bytes for every rank; carried out in the order swapped out, swapped in, released, admitted,
+    work."""
 
     step_id: int
     """Counts up by one."""
@@ -154,6 +202,12 @@ class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
     num_drafts: int = 0
     """Tokens that the rank may guess and compute behind the known ones of each slot that decodes, as far as its blocks
     have room for these and one more. Those that turn out right are the sequence's, and so is the one behind them."""
+    swapped_out: list[tuple[int, int]] = []
+    """(block, host block): the block's keys and values are copied to the host before anything is written over them. No
+    host block is named twice."""
+    swapped_in: list[tuple[int, int]] = []
+    """(block, host block): the host's keys and values are copied to the block; it may be one whose own have just moved
+    out, and the host block one that they have moved to. No block is named twice."""
 
 
 class TokenLogprobs(Struct, frozen=True, array_like=True):

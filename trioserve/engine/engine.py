@@ -22,6 +22,7 @@ from trioserve.engine.meter import Meter, Timeline
 from trioserve.errors import NotReady, Overloaded, WorkerStalled
 from trioserve.executor.executor import Executor
 from trioserve.output.stream import OutputStream
+from trioserve.scheduler.host_tier import max_moved_blocks
 from trioserve.scheduler.limits import NOTHING_SCHEDULED, SchedulerLimits, SchedulerStatistics
 from trioserve.scheduler.scheduler import Booked, Scheduler
 from trioserve.settings import Settings
@@ -45,11 +46,16 @@ class EngineStatistics:
     num_blocks: int
     num_free_blocks: int
     num_cached_blocks: int
+    num_host_blocks: int
+    num_cached_host_blocks: int
     num_preemptions: int
     """This and what follows: since the start."""
     num_prompt_tokens: int
     """Of all sequences admitted; cached ones included."""
     num_cached_tokens: int
+    num_swapped_out: int
+    """KV blocks."""
+    num_swapped_in: int
     num_output_tokens: int
     num_steps: int
     """Steps whose results are back."""
@@ -91,7 +97,7 @@ class Engine:
         self._in_flight: deque[tuple[StepPlan, float]] = deque()  # with the time each was submitted
         self._work = trio.Event()
         self._num_requests = self._num_starts = 0
-        self._num_past_preemptions = 0  # before the works were started last
+        self._past = NOTHING_SCHEDULED  # what is counted in all, before the works were started last
         self._last_result_at: float | None = None
         self._sequence_s = 1.0  # how long sequences took of late, a moving average
 
@@ -185,7 +191,9 @@ class Engine:
         last = self._last_result_at
         scheduler = NOTHING_SCHEDULED if self._scheduler is None else self._scheduler.statistics()
         since_the_start = {
-            "num_preemptions": self._num_past_preemptions + scheduler.num_preemptions,
+            "num_preemptions": self._past.num_preemptions + scheduler.num_preemptions,
+            "num_swapped_out": self._past.num_swapped_out + scheduler.num_swapped_out,
+            "num_swapped_in": self._past.num_swapped_in + scheduler.num_swapped_in,
             "num_prompt_tokens": self.meter.num_prompt_tokens,
             "num_cached_tokens": self.meter.num_cached_tokens,
             "num_output_tokens": self.meter.num_output_tokens,
@@ -319,7 +327,7 @@ class Engine:
 
     def _take_up(self, executor: Executor) -> None:
         """Plan for these ranks from now on; who waited for the last ones waits for these."""
-        settings = self._settings
+        settings, ready = self._settings, executor.ready
         drafts, target_ms = settings.speculative_config, settings.inter_token_target_ms
         self._num_starts += 1
         scheduler = Scheduler(
@@ -333,15 +341,19 @@ class Engine:
                 enable_chunked_prefill=settings.enable_chunked_prefill,
                 kv_cache_ratio=settings.kv_cache_ratio,
                 num_drafts=0 if drafts is None else drafts.num_speculative_tokens,
-                max_drafting_seqs=executor.ready.max_drafting_seqs,
+                max_drafting_seqs=ready.max_drafting_seqs,
+                max_moved_blocks=max_moved_blocks(
+                    ready.kv_cache_bytes // ready.num_blocks // settings.tensor_parallel_size
+                ),
                 target_step_s=None if target_ms is None else target_ms / 1000,
             ),
-            num_blocks=executor.ready.num_blocks,
+            num_blocks=ready.num_blocks,
             block_size=settings.block_size,
+            num_host_blocks=ready.num_host_blocks,
         )
         if self._scheduler is not None:
-            self._num_past_preemptions += self._scheduler.statistics().num_preemptions
-        self._scheduler, self.works = scheduler, executor.ready
+            self._past += self._scheduler.statistics()
+        self._scheduler, self.works = scheduler, ready
         self._gate = GrammarGate(settings.max_cached_grammars)
         for stream in self._streams.values():
             seq = stream.output.seq

@@ -28,7 +28,7 @@ class ExaminingProcess:
 
     @property
     def pid(self) -> int:
-        return self._child.pid
+        return self._child.process.pid
 
     @classmethod
     async def open(cls, opening: Opening, *, timeout_s: float) -> Self:
@@ -69,7 +69,7 @@ class ExaminingProcess:
 
     async def aclose(self) -> None:
         """Kill the process: nothing that it does is worth waiting for."""
-        self._child.send_signal(signal.SIGKILL)
+        self._child.process.send_signal(signal.SIGKILL)
         await self._child.aclose()
 
     async def _ask(self, frame: bytes) -> FromProcess:
@@ -77,7 +77,7 @@ class ExaminingProcess:
             await self._child.send_bytes(frame)
             return await self._child.receive()
         except SocketClosed:
-            how = await self._child.end()
+            how = await self._child.process.end()
         except WireError as exc:
             how = f"is not understood: {exc}"
         raise ProcessFailed(how)

@@ -1,7 +1,7 @@
 """The ranks of one replica as the engine sees them."""
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -47,9 +47,9 @@ class Executor(Protocol):
 
 
 class ProcessExecutor:
-    """Ranks as processes on this machine."""
+    """Ranks as processes, on this machine or others."""
 
-    def __init__(self, ranks: list[Rank], ready: WorkerReady) -> None:
+    def __init__(self, ranks: Sequence[Rank], ready: WorkerReady) -> None:
         self.ready = ready
         self._ranks = ranks
         self._answered, self._grammars = trio.open_memory_channel[GrammarReady](math.inf)
@@ -101,7 +101,7 @@ class ProcessExecutor:
 
 @asynccontextmanager
 async def run_ranks(
-    ranks: list[Rank], *, start_timeout_s: float, on_progress: Callable[[LoadProgress], None]
+    ranks: Sequence[Rank], *, start_timeout_s: float, on_progress: Callable[[LoadProgress], None]
 ) -> AsyncIterator[ProcessExecutor]:
     """Run ranks that were launched for as long as the block is open, and close them; a rank that ends early ends the
     block with ``WorkerDied``.
@@ -128,7 +128,7 @@ async def run_ranks(
         await close_ranks(ranks)
 
 
-async def close_ranks(ranks: list[Rank]) -> None:
+async def close_ranks(ranks: Sequence[Rank]) -> None:
     """Close all at once."""
     with trio.CancelScope(shield=True):
         async with trio.open_nursery() as nursery:
@@ -137,7 +137,7 @@ async def close_ranks(ranks: list[Rank]) -> None:
 
 
 async def _wait_loaded(
-    ranks: list[Rank], timeout_s: float, on_progress: Callable[[LoadProgress], None]
+    ranks: Sequence[Rank], timeout_s: float, on_progress: Callable[[LoadProgress], None]
 ) -> WorkerReady:
     """Wait until every rank has loaded, or one of them has failed; rank 0 speaks of progress for all."""
     readies: list[WorkerReady] = []
@@ -175,6 +175,7 @@ def _together(readies: list[WorkerReady]) -> WorkerReady:
         load_s=max(ready.load_s for ready in readies),
         kv_cache_bytes=sum(ready.kv_cache_bytes for ready in readies),
         weights_bytes=sum(ready.weights_bytes for ready in readies),
+        num_host_blocks=min(ready.num_host_blocks for ready in readies),
     )
 
 

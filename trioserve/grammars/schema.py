@@ -223,7 +223,7 @@ class _Preparation:
             found[keyword] = value
         elif keyword == "pattern":
             found[keyword] = self._pattern(value, place)
-        elif keyword == "format" and value in FORMATS:
+        elif keyword == "format" and isinstance(value, str) and value in FORMATS:
             found[keyword] = value
         elif keyword == "$ref":
             found[keyword] = self._reference(value, place)

@@ -194,6 +194,18 @@ def _counts(counts: EngineStatistics, model_name: str) -> Iterator[Metric]:
         ("trioserve:steps", "Steps of the model.", counts.num_steps),
         ("trioserve:worker_restarts", "Restarts of the works.", counts.num_restarts),
     )
+    if counts.num_host_blocks:
+        gauges += (
+            (
+                "vllm:cpu_cache_usage_perc",
+                "Share of the host's KV blocks that hold a prefix, from 0 to 1.",
+                counts.num_cached_host_blocks / counts.num_host_blocks,
+            ),
+        )
+        counters += (
+            ("trioserve:kv_blocks_swapped_out", "KV blocks copied to the host.", counts.num_swapped_out),
+            ("trioserve:kv_blocks_swapped_in", "KV blocks copied back.", counts.num_swapped_in),
+        )
     for kind, rows in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
         for name, text, value in rows:
             family = kind(name, text, labels=("model_name",))
@@ -269,6 +281,7 @@ def _cache_config(settings: Settings, works: WorkerReady, model_name: str) -> Me
         "model_name": model_name,
         "block_size": str(settings.block_size),
         "num_gpu_blocks": str(works.num_blocks),
+        "num_cpu_blocks": str(works.num_host_blocks),
         "enable_prefix_caching": str(settings.enable_prefix_caching),
         "cache_dtype": works.dtype,
     }

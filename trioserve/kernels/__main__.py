@@ -10,7 +10,7 @@ from typing import Final
 
 from trioserve.errors import KernelError
 from trioserve.kernels.build import Builder, Built, cache_folder
-from trioserve.kernels.catalogue import kernels, shared_bytes
+from trioserve.kernels.catalogue import kernels_for, shared_bytes
 from trioserve.kernels.nvrtc import nvrtc
 from trioserve.kernels.source import Kernel
 
@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="only kernels whose names contain this")
     arguments = parser.parse_args(argv)
     try:
-        found = [kernel for kernel in kernels() if arguments.only in kernel.name]
         for architecture in arguments.compile_kernels:
             nvrtc().check_architecture(architecture)
         spilling = 0
         for architecture in arguments.compile_kernels:
+            found = [kernel for kernel in kernels_for(architecture) if arguments.only in kernel.name]
             spilling += _compile(Builder(architecture, arguments.kernel_cache), found)
     except KernelError as exc:
         print(f"trioserve: {exc}.", file=sys.stderr)

@@ -15,6 +15,7 @@ _BLOCKS_PER_MULTIPROCESSOR: Final = 4
 _MIN_SPLIT: Final = 128
 """Keys below which another split costs more than it saves."""
 _MAX_SPLITS: Final = 64
+_FEWEST_GRAPH_SPLITS: Final = 4
 _INVARIANT_SPLIT: Final = 2048
 """Keys of every split where batches must not matter."""
 
@@ -43,21 +44,47 @@ class AttentionPlan:
 
 
 def split_keys(
-    seq_lens: Sequence[int], num_kv_heads: int, num_multiprocessors: int, *, batch_invariant: bool = False
+    seq_lens: Sequence[int],
+    num_kv_heads: int,
+    num_multiprocessors: int,
+    *,
+    batch_invariant: bool = False,
+    most_splits: int = _MAX_SPLITS,
 ) -> tuple[int, int]:
     """The keys of a split, and how many splits reach the end of the longest of ``seq_lens``, which decode.
 
     So many that the device is full, and no more; a long sequence among short ones is cut into pieces of their size.
-    ``batch_invariant`` cuts all batches alike, so that a row's sums have one order whoever is beside it.
+    ``batch_invariant`` cuts all batches alike, so that a row's sums have one order whoever is beside it; else there are
+    at most ``most_splits``, what a graph has a grid for.
     """
     longest = max(seq_lens, default=0)
     if batch_invariant:
         return _INVARIANT_SPLIT, max(1, -(-longest // _INVARIANT_SPLIT))
     blocks = _BLOCKS_PER_MULTIPROCESSOR * num_multiprocessors
     even = -(-sum(seq_lens) * num_kv_heads // blocks)
-    size = max(even, -(-longest // _MAX_SPLITS), _MIN_SPLIT)
+    size = max(even, -(-longest // most_splits), _MIN_SPLIT)
     size = -(-size // GROUP_KEYS) * GROUP_KEYS
     return size, max(1, -(-longest // size))
+
+
+def graph_splits(
+    num_seqs: int,
+    longest: int,
+    num_kv_heads: int,
+    num_multiprocessors: int,
+    *,
+    batch_invariant: bool = False,
+) -> int:
+    """The splits that the graph of a batch of ``num_seqs`` has a grid for, none longer than ``longest``.
+
+    Twice what fills the device where all are of one length, and always some, for a long sequence among short ones.
+    Blocks without keys end at once, but they are started, and the merge looks at them: with as many splits as there may
+    ever be a batch of 256 would start 131,072 blocks in each layer for some thousand that have something to do.
+    """
+    if batch_invariant:
+        return max(1, -(-longest // _INVARIANT_SPLIT))
+    full = -(-2 * _BLOCKS_PER_MULTIPROCESSOR * num_multiprocessors // (num_seqs * num_kv_heads))
+    return min(max(full, _FEWEST_GRAPH_SPLITS), _MAX_SPLITS, -(-longest // _MIN_SPLIT))
 
 
 def plan_attention(

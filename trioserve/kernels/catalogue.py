@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from trioserve.kernels import (
     activation,
     copy_blocks,
+    invariant_linear,
+    layer_norm,
     paged_attention_gpu,
     quantized_linear,
     rms_norm,
@@ -12,11 +14,13 @@ from trioserve.kernels import (
     rope_store_kv,
     sampling_gpu,
     store_kv,
+    unpack_weight,
 )
 from trioserve.kernels.source import Kernel
 
 _MODULES = (
     rms_norm,
+    layer_norm,
     activation,
     rope,
     store_kv,
@@ -25,6 +29,8 @@ _MODULES = (
     paged_attention_gpu,
     sampling_gpu,
     quantized_linear,
+    unpack_weight,
+    invariant_linear,
 )
 
 
@@ -34,8 +40,15 @@ def kernels() -> Iterator[Kernel]:
         yield from module.instances()
 
 
+def kernels_for(architecture: str) -> Iterator[Kernel]:
+    """Those that a GPU of ``architecture``, such as ``"sm_90a"``, can have."""
+    return (kernel for kernel in kernels() if kernel.architecture in ("", architecture))
+
+
 def shared_bytes(kernel: Kernel) -> int:
     """Shared memory that a launch asks for, beside what the source says."""
     if kernel.file.startswith("paged_"):
         return paged_attention_gpu.shared_bytes(kernel)
+    if kernel.file == "linear.cu":
+        return invariant_linear.shared_bytes(kernel)
     return sampling_gpu.shared_bytes(kernel)

@@ -34,6 +34,10 @@ class Event(Protocol):
         """Whether ``wait`` would return at once."""
         ...
 
+    def seconds_since(self, earlier: "Event") -> float:
+        """From ``earlier`` to this one on the device's clock; both are timed and done."""
+        ...
+
 
 class Graph(Protocol):
     """What a device was once told, to be done again in one launch."""
@@ -46,9 +50,15 @@ class Graph(Protocol):
 class Device(Protocol):
     """A GPU with all that the works need of it, or in the tests the emulator."""
 
-    gpu: Gpu
-    torch_device: torch.device
-    """Where its tensors are."""
+    @property
+    def gpu(self) -> Gpu:
+        """What launches its kernels."""
+        ...
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where its tensors are."""
+        ...
 
     @property
     def name(self) -> str:
@@ -59,7 +69,7 @@ class Device(Protocol):
         """What there is and what is free."""
         ...
 
-    def peak_bytes(self, work: Callable[[], None]) -> int:
+    def peak_bytes(self, work: Callable[[], object]) -> int:
         """The most that tensors took during ``work`` beyond what they took before; returns when all of it is done.
 
         Raises:
@@ -75,11 +85,15 @@ class Device(Protocol):
         """
         ...
 
-    def record(self) -> Event:
-        """The moment at which all is done that was started so far on the current stream."""
+    def record(self, *, timed: bool = False) -> Event:
+        """The moment at which all is done that was started so far on the current stream.
+
+        Args:
+            timed: Whether the device takes its time, which costs a little.
+        """
         ...
 
-    def capture(self, work: Callable[[], None]) -> Graph:
+    def capture(self, work: Callable[[], object]) -> Graph:
         """What ``work`` starts, as a graph; nothing is computed yet.
 
         ``work`` must have run once before, may not look at results, and tensors that it makes are the graph's own: they

@@ -51,6 +51,11 @@ class CudaGpu:
         self._stream = stream
         self._bound: dict[tuple[str, tuple[int, ...], int], _Bound] = {}
 
+    @property
+    def architecture(self) -> str:
+        """What its kernels are compiled for, such as ``"sm_90a"``."""
+        return self._builder.architecture
+
     def launch(
         self,
         kernel: Kernel,
@@ -60,6 +65,8 @@ class CudaGpu:
         shared_bytes: int = 0,
     ) -> None:
         """Start ``kernel`` on the current stream; an empty grid starts nothing.
+
+        A tensor may be the host's if it is pinned: its address is the same on the device.
 
         Raises:
             KernelError: It cannot be had, or the device refuses it.
@@ -79,7 +86,7 @@ class CudaGpu:
                 if dtype is not None:
                     raise TypeError(f"{_name(kernel, number)} is a tensor, not {given}")
                 values.append(given)
-            elif given.dtype == dtype and given.device == self._device:
+            elif given.dtype == dtype and (given.device == self._device or given.is_pinned()):
                 values.append(given.data_ptr())
             else:
                 self._refuse(kernel, number, given)

@@ -28,6 +28,11 @@ class Gpu(Protocol):
         """How many blocks run at a time, or a multiple of that."""
         ...
 
+    @property
+    def architecture(self) -> str:
+        """What its kernels are compiled for, such as ``"sm_90a"``."""
+        ...
+
     def launch(
         self,
         kernel: Kernel,

@@ -1,5 +1,6 @@
 """Paged attention on a GPU: which kernels run for a batch, in which grids; ``attention.py`` has the truth."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -56,6 +57,14 @@ class Variant:
 
 
 SINGLE_WARPS: Final = 4
+SM90_STAGES: Final = {64: 4, 128: 3}
+"""Of ``paged_prefill_sm90``, by size of heads; it has no others."""
+SM90_ROWS: Final = 128
+"""Of one of its blocks."""
+_SM90_KEYS: Final = 128
+_SM90_THREADS: Final = 384
+_WITHOUT_SM90: Final = "TRIOSERVE_WITHOUT_WGMMA"
+"""A variable of the environment: where it is set, an sm_90a has no other kernels than the rest."""
 _VARIANTS: Final = {
     64: Variant(64, 4, 3, 64),
     80: Variant(80, 4, 3, 64),
@@ -100,6 +109,13 @@ def prefill_kernel(query: str, kv: str, head_dim: int) -> Kernel:
 
 
 @cache
+def sm90_prefill_kernel(element: str, head_dim: int) -> Kernel:
+    """``paged_prefill_sm90``."""
+    sizes = f"{head_dim}, {_SM90_KEYS}, {SM90_STAGES[head_dim]}"
+    return Kernel("paged_prefill_sm90.cu", f"paged_prefill_sm90<{element}, {sizes}>", "sm_90a")
+
+
+@cache
 def merge_kernel(query: str) -> Kernel:
     """``merge_splits``."""
     return Kernel("paged_decode.cu", f"merge_splits<{query}, {MERGE_THREADS}>")
@@ -114,12 +130,16 @@ def instances() -> Iterator[Kernel]:
                 yield decode_kernel(query, kv, head_dim)
                 yield single_kernel(query, kv, head_dim)
                 yield prefill_kernel(query, kv, head_dim)
+        yield from (sm90_prefill_kernel(query, head_dim) for head_dim in SM90_STAGES)
 
 
 def shared_bytes(kernel: Kernel) -> int:
     """Shared memory that a launch of ``kernel`` asks for."""
     if kernel.base == "merge_splits":
         return 0
+    if kernel.base == "paged_prefill_sm90":
+        head_dim, keys, stages = map(int, kernel.choices[1:])
+        return stages * keys * head_dim * 4  # keys and values, 2 bytes each
     variant, kv_bytes = variant_of(int(kernel.choices[2])), 1 if kernel.choices[1] == "e4m3" else 2
     if kernel.base == "paged_prefill":
         return variant.prefill_bytes(kv_bytes)
@@ -140,7 +160,7 @@ def paged_attention_gpu(
     soft_cap: float = 0.0,
     sliding_window: int | None = None,
 ) -> Tensor:
-    """``paged_attention`` by the kernels of ``paged_decode.cu`` and ``paged_prefill.cu``.
+    """``paged_attention`` by the kernels of ``paged_decode.cu``, ``paged_prefill.cu`` and ``paged_prefill_sm90.cu``.
 
     Shapes:
         q, result: [num_tokens, num_heads, head_dim] bf16 or fp16, heads contiguous
@@ -209,7 +229,7 @@ class _Call:
     gpu: Gpu
     out: Tensor
     q: Tensor
-    caches: tuple[Tensor, Tensor, Tensor, Tensor]
+    caches: tuple[Tensor, ...]
     """Keys, values and their scales."""
     plan: AttentionPlan
     num_heads: int
@@ -261,17 +281,22 @@ class _Call:
     def prefill(self, options: tuple[float, float, int]) -> None:
         """Fill the rows of sequences with several query tokens."""
         variant, plan = variant_of(self.head_dim), self.plan
-        rows = variant.prefill_warps * ROWS
+        query, kv = self.names()
+        if self.gpu.architecture == "sm_90a" and query == kv and _has_sm90(self.head_dim):
+            kernel, caches = sm90_prefill_kernel(query, self.head_dim), self.caches[:2]
+            rows, threads = SM90_ROWS, _SM90_THREADS
+        else:
+            kernel, caches = prefill_kernel(query, kv, self.head_dim), self.caches
+            rows, threads = variant.prefill_warps * ROWS, variant.prefill_warps * _WARP
         group_size = self.num_heads // self.num_kv_heads
         tiles = -(-self.q.shape[0] * group_size // rows) + plan.num_seqs  # a last one of each is not full
-        kernel = prefill_kernel(*self.names(), self.head_dim)
         self.gpu.launch(
             kernel,
-            *(self.out, self.q, *self.caches, plan.cu_seqlens_q, plan.seq_lens, plan.block_tables),
+            *(self.out, self.q, *caches, plan.cu_seqlens_q, plan.seq_lens, plan.block_tables),
             *(plan.num_seqs, self.num_heads, self.num_kv_heads, self.q.stride(0)),
             *(self.block_size, plan.block_tables.shape[1], *options, 2),
             grid=(tiles, self.num_kv_heads),
-            block=(variant.prefill_warps * _WARP,),
+            block=(threads,),
             shared_bytes=shared_bytes(kernel),
         )
 
@@ -316,6 +341,10 @@ def check_scales(k_cache: Tensor, k_scales: Tensor | None, v_scales: Tensor | No
             raise ShapeError(f"{name} belongs to a cache of float8_e4m3fn, and this one is {k_cache.dtype}")
         if scales is not None and scales.shape != k_cache.shape[:3]:
             raise ShapeError(f"{name} has shape {tuple(scales.shape)}, expected {tuple(k_cache.shape[:3])}")
+
+
+def _has_sm90(head_dim: int) -> bool:
+    return head_dim in SM90_STAGES and not os.environ.get(_WITHOUT_SM90)
 
 
 def _check_heads(sizes: Shapes, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:

@@ -21,8 +21,8 @@ ROWS: Final = 8
 _WARP: Final = 32
 
 
-def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """``x`` at unit root mean square along its last dimension, times ``weight``.
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> Tensor:
+    """``x`` at unit root mean square along its last dimension, times ``weight + offset``.
 
     Shapes:
         x, result: [num_tokens, hidden_size], or [num_tokens, num_heads, hidden_size] with heads contiguous
@@ -33,16 +33,24 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     spec = "num_tokens hidden_size" if x.dim() == 2 else "num_tokens num_heads hidden_size"
     size = Shapes(x=(x, spec), weight=(weight, "hidden_size"))["hidden_size"]
     if x.is_cuda:
-        return rms_norm_gpu(gpu_of(x.device), x, weight, eps=eps)
-    if not is_native(x.dtype, size):
-        return rms_norm_ref(x, weight, eps=eps)
+        return rms_norm_gpu(gpu_of(x.device), x, weight, eps=eps, offset=offset)
+    if offset or not is_native(x.dtype, size):
+        return rms_norm_ref(x, weight, eps=eps, offset=offset)
     out = torch.empty(x.shape, dtype=x.dtype)
     _run(out, x, None, weight, eps)
     return out
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """Add ``x`` to ``residual`` in place and normalise the sum.
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    x_scale: float = 1.0,
+) -> Tensor:
+    """Add ``x_scale * x`` to ``residual`` in place and normalise the sum, as ``rms_norm`` does.
 
     Shapes:
         x, residual, result: [num_tokens, hidden_size]
@@ -56,9 +64,11 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> 
         weight=(weight, "hidden_size"),
     )["hidden_size"]
     if x.is_cuda:
-        return add_rms_norm_gpu(gpu_of(x.device), x, residual, weight, eps=eps)
-    if not is_native(x.dtype, size):
-        out, total = add_rms_norm_ref(x, residual, weight, eps=eps)
+        return add_rms_norm_gpu(
+            gpu_of(x.device), x, residual, weight, eps=eps, offset=offset, x_scale=x_scale
+        )
+    if offset or x_scale != 1.0 or not is_native(x.dtype, size):
+        out, total = add_rms_norm_ref(x, residual, weight, eps=eps, offset=offset, x_scale=x_scale)
         residual.copy_(total)
         return out
     out = torch.empty(x.shape, dtype=x.dtype)
@@ -66,7 +76,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> 
     return out
 
 
-def rms_norm_gpu(gpu: Gpu, x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+def rms_norm_gpu(gpu: Gpu, x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> Tensor:
     """``rms_norm`` by ``rms_norm.cu``."""
     _check_rows(x, None, weight)
     num_tokens, num_heads, size = x.shape[0], x.shape[1] if x.dim() == 3 else 1, x.shape[-1]
@@ -74,20 +84,65 @@ def rms_norm_gpu(gpu: Gpu, x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     gpu.launch(
         norm_kernel(element_of(x.dtype), width_of(x.dtype, size, x.stride(0)), threads, rows),
-        *(out, x, weight, num_tokens, num_heads, x.stride(0), size, eps),
+        *(out, x, weight, num_tokens, num_heads, x.stride(0), size, offset, eps),
         grid=(-(-num_tokens * num_heads // rows),),
         block=(threads, rows),
     )
     return out
 
 
-def add_rms_norm_gpu(gpu: Gpu, x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+def add_rms_norm_gpu(
+    gpu: Gpu,
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    x_scale: float = 1.0,
+) -> Tensor:
     """``add_rms_norm`` by ``rms_norm.cu``."""
     _check_rows(x, residual, weight)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     gpu.launch(
         add_norm_kernel(element_of(x.dtype), width_of(x.dtype, x.shape[1], x.stride(0))),
-        *(out, x, residual, weight, x.stride(0), x.shape[1], eps),
+        *(out, x, residual, weight, x.stride(0), x.shape[1], offset, x_scale, eps),
+        grid=(x.shape[0],),
+        block=(THREADS,),
+    )
+    return out
+
+
+def add_normed_gpu(
+    gpu: Gpu,
+    x: Tensor,
+    residual: Tensor,
+    x_weight: Tensor,
+    weight: Tensor | None,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    x_scale: float = 1.0,
+) -> Tensor:
+    """Normalise ``x``, add ``x_scale`` times that to ``residual`` in place, and normalise the sum.
+
+    Shapes:
+        x, residual, result: [num_tokens, hidden_size]; without a ``weight`` the result is ``residual``
+        x_weight, weight: [hidden_size]
+    Raises:
+        ShapeError: They do not fit each other.
+    """
+    spec = "num_tokens hidden_size"
+    sizes = Shapes(x=(x, spec), residual=(residual, spec), x_weight=(x_weight, "hidden_size"))
+    for each in (x_weight, x_weight if weight is None else weight):
+        _check_rows(x, residual, each)
+        Shapes(residual=(residual, spec), weight=(each, "hidden_size"))
+    out = residual if weight is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    none = x.new_empty(0)
+    gpu.launch(
+        add_normed_kernel(element_of(x.dtype), width_of(x.dtype, x.shape[1], x.stride(0))),
+        *(none if weight is None else out, x, residual, x_weight, none if weight is None else weight),
+        *(x.stride(0), sizes["hidden_size"], int(weight is not None), offset, x_scale, eps),
         grid=(x.shape[0],),
         block=(THREADS,),
     )
@@ -106,12 +161,19 @@ def add_norm_kernel(element: str, width: int) -> Kernel:
     return Kernel("rms_norm.cu", f"add_rms_norm<{element}, {width}, {THREADS}>")
 
 
+@cache
+def add_normed_kernel(element: str, width: int) -> Kernel:
+    """``add_normed``."""
+    return Kernel("rms_norm.cu", f"add_normed<{element}, {width}, {THREADS}>")
+
+
 def instances() -> Iterator[Kernel]:
     """Every kernel there is."""
     for element, width in ELEMENTS_AND_WIDTHS:
         yield norm_kernel(element, width, THREADS, 1)
         yield norm_kernel(element, width, _WARP, ROWS)
         yield add_norm_kernel(element, width)
+        yield add_normed_kernel(element, width)
 
 
 def _run(
@@ -143,13 +205,38 @@ def _check_rows(x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
     assert residual is None or residual.is_contiguous(), "residual is not contiguous"
 
 
-def rms_norm_ref(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+def rms_norm_ref(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0) -> Tensor:
     """The truth for ``rms_norm``: float32 throughout, rounded once."""
     wide = x.float()
-    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.float()).to(x.dtype)
+    scale = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (wide * scale * (weight.float() + offset)).to(x.dtype)
 
 
-def add_rms_norm_ref(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm_ref(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    x_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """The truth for ``add_rms_norm``: the normalised sum and the sum, nothing in place."""
-    total = (x.float() + residual.float()).to(x.dtype)
-    return rms_norm_ref(total, weight, eps=eps), total
+    total = (x_scale * x.float() + residual.float()).to(x.dtype)
+    return rms_norm_ref(total, weight, eps=eps, offset=offset), total
+
+
+def add_normed_ref(
+    x: Tensor,
+    residual: Tensor,
+    x_weight: Tensor,
+    weight: Tensor | None,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    x_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The truth for ``add_normed_gpu``: the result and the sum, nothing in place."""
+    normed = rms_norm_ref(x, x_weight, eps=eps, offset=offset)
+    total = (x_scale * normed.float() + residual.float()).to(x.dtype)
+    return total if weight is None else rms_norm_ref(total, weight, eps=eps, offset=offset), total

@@ -11,7 +11,7 @@ from trioserve.kernels.gpu import Gpu, element_of
 from trioserve.kernels.paged_attention_gpu import HEAD_DIMS, check_scales
 from trioserve.kernels.rms_norm import rms_norm_ref
 from trioserve.kernels.rope import rope_ref
-from trioserve.kernels.shapes import Shapes
+from trioserve.kernels.shapes import ShapeError, Shapes
 from trioserve.kernels.source import Kernel
 
 WARPS: Final = 4
@@ -32,6 +32,13 @@ def instances() -> Iterator[Kernel]:
         yield from (kernel(query, kv, head_dim) for kv in (query, "e4m3") for head_dim in HEAD_DIMS)
 
 
+def can_turn(head_dim: int, num_pairs: int) -> bool:
+    """Whether so many pairs of a head can be turned: those that travel together are turned together."""
+    half = head_dim // 2
+    width = next(width for width in (4, 2, 1) if half % (32 * width) == 0 or width == 1)
+    return num_pairs <= half and num_pairs % width == 0
+
+
 def rope_store_kv_gpu(
     gpu: Gpu,
     q: Tensor,
@@ -48,6 +55,7 @@ def rope_store_kv_gpu(
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
     interleaved: bool,
+    offset: float = 0.0,
     eps: float = 0.0,
 ) -> None:
     """Normalise and turn ``q`` in place, and put ``k``, treated alike, and ``v`` into the cache.
@@ -56,10 +64,11 @@ def rope_store_kv_gpu(
         q: [num_tokens, num_heads, head_dim] bf16 or fp16, heads contiguous
         k, v: [num_tokens, num_kv_heads, head_dim], heads contiguous
         positions: [num_tokens] int64, absolute, from 0
-        table: [num_positions, 2, head_dim / 2] float32, cos then sin
+        table: [num_positions, 2, num_pairs] float32, cos then sin; what follows the first 2 * num_pairs elements of a
+            head stays as it is, and all of it where there are no pairs
         k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim], of q's type or float8_e4m3fn
         slot_mapping: [num_tokens] int64, block_id * block_size + offset, all different; below 0: not stored
-        q_weight, k_weight: [head_dim], of the norms of a model that has them
+        q_weight, k_weight: [head_dim], of the norms of a model that has them, to which ``offset`` is added
         k_scales, v_scales: [num_blocks, num_kv_heads, block_size] float32, of float8_e4m3fn
     Raises:
         ShapeError: They do not fit each other.
@@ -77,8 +86,8 @@ def rope_store_kv_gpu(
     gpu.launch(
         kernel(*names, sizes["head_dim"]),
         *(q, k, v, *weights, positions, table, k_cache, v_cache, *scales, slot_mapping),
-        *(num_heads, num_kv_heads, sizes["block_size"], q.stride(0), k.stride(0), v.stride(0)),
-        *(int(interleaved), int(normed), eps),
+        *(num_heads, num_kv_heads, sizes["block_size"], sizes["num_pairs"]),
+        *(q.stride(0), k.stride(0), v.stride(0), int(interleaved), int(normed), offset, eps),
         grid=(sizes["num_tokens"], -(-(num_heads + 2 * num_kv_heads) // WARPS)),
         block=(WARPS * 32,),
     )
@@ -101,7 +110,7 @@ def _checked(
         "k": (k, "num_tokens num_kv_heads head_dim"),
         "v": (v, "num_tokens num_kv_heads head_dim"),
         "positions": (positions, "num_tokens"),
-        "table": (table, "num_positions cos_sin half_dim"),
+        "table": (table, "num_positions cos_sin num_pairs"),
         "k_cache": (k_cache, "num_blocks num_kv_heads block_size head_dim"),
         "v_cache": (v_cache, "num_blocks num_kv_heads block_size head_dim"),
         "slot_mapping": (slot_mapping, "num_tokens"),
@@ -111,7 +120,8 @@ def _checked(
             tensors[name] = (weight, "head_dim")
     sizes = Shapes(**tensors)
     sizes.expect("cos_sin", 2)
-    sizes.expect("half_dim", sizes["head_dim"] // 2)
+    if not can_turn(sizes["head_dim"], sizes["num_pairs"]):
+        raise ShapeError(f"{sizes['num_pairs']} pairs of head_dim {sizes['head_dim']} cannot be turned")
     assert (q_weight is None) == (k_weight is None), "queries and keys are normalised, or neither"
     for x in (q, k, v):
         assert x.stride(2) == 1 and x.stride(1) == sizes["head_dim"], "heads are not contiguous"
@@ -135,13 +145,16 @@ def rope_store_kv_ref(
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
     interleaved: bool,
+    offset: float = 0.0,
     eps: float = 0.0,
 ) -> None:
     """The truth for ``rope_store_kv_gpu``: one step after the other, each rounded."""
     turned = []
     for x, weight in ((q, q_weight), (k, k_weight)):
-        states = x if weight is None else rms_norm_ref(x, weight, eps=eps)
-        turned.append(rope_ref(states, positions, table, interleaved=interleaved))
+        states = x.clone() if weight is None else rms_norm_ref(x, weight, eps=eps, offset=offset)
+        rotated = states[..., : 2 * table.shape[2]]
+        rotated.copy_(rope_ref(rotated, positions, table, interleaved=interleaved))
+        turned.append(states)
     q.copy_(turned[0])
     stored = slot_mapping >= 0
     block_ids, offsets = slot_mapping[stored] // k_cache.shape[2], slot_mapping[stored] % k_cache.shape[2]

@@ -30,6 +30,8 @@ class Kernel:
 
     file: str
     name: str
+    architecture: str = ""
+    """The only one that has it, such as ``"sm_90a"``; empty: all from sm_80 on."""
 
     @property
     def base(self) -> str:

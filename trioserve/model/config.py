@@ -12,6 +12,8 @@ from typing import Any, Final, Literal
 from trioserve.errors import ModelError
 from trioserve.model.config_fields import Fields
 from trioserve.model.families import FAMILIES, LLAMA_NORMS, NO_SCALES, Family, NormConfig, Scales
+from trioserve.model.quantized_formats import read_quantization
+from trioserve.model.quantized_storage import CheckpointQuantization
 from trioserve.model.rope_config import RopeConfig, of_layers, read_rope
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -68,6 +70,8 @@ class DecoderConfig:
     """Of the layers that slide; None: ``rope``, as of the others."""
     unrotated_layers: tuple[int, ...] = ()
     """Layers whose heads are not rotated."""
+    quantization: CheckpointQuantization | None = None
+    """How the checkpoint keeps its matrices in few bits; None: it does not."""
 
     def rope_of(self, layer: int) -> RopeConfig | None:
         """How the heads of a layer are rotated; None: they are not."""
@@ -143,7 +147,12 @@ def decoder_config(values: Mapping[str, Any]) -> DecoderConfig:
         is_parallel=family.is_parallel(fields),
         local_rope=local_rope,
         unrotated_layers=family.unrotated(fields),
+        quantization=_quantization(values.get("quantization_config")),
     )
+
+
+def _quantization(config: object) -> CheckpointQuantization | None:
+    return read_quantization(config) if config else None
 
 
 def _ropes(
@@ -170,10 +179,6 @@ def _architecture(values: Mapping[str, Any]) -> str:
 
 
 def _refuse_unsupported(fields: Fields, name: str, family: Family) -> None:
-    quantization = fields.values.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else "unnamed"
-        raise ModelError(f"{name} is quantized by {method}; only unquantized checkpoints are served")
     for key in family.refused:
         if fields.values.get(key) not in (None, False):
             raise ModelError(f"{name}: {key} {fields.values[key]} is not supported")

@@ -26,10 +26,10 @@ from trioserve.model.native import (
     Crew,
     NativeDecoder,
     NativeLayer,
-    Quantization,
     obstacle,
     refuse_quantization,
 )
+from trioserve.model.native_matrices import Quantization
 from trioserve.model.parts import WHOLE, Part
 from trioserve.model.progress import Progress, unseen
 from trioserve.model.rope import rope_table
@@ -258,7 +258,7 @@ class Decoder(nn.Module):
     def pack(
         self,
         crew: Crew | None = None,
-        quantization: Quantization = "none",
+        quantization: Quantization = "auto",
         progress: Progress = unseen,
         *,
         layout: CacheLayout | None = None,
@@ -269,7 +269,7 @@ class Decoder(nn.Module):
 
         Args:
             crew: Who computes the steps where the decoder is one that can be run natively; None: torch's layers.
-            quantization: What the weights of native layers are brought to.
+            quantization: What the weights of native layers are brought to; torch's layers have them as dense ones.
             progress: Told of what was borrowed, as it is packed.
             layout: What the KV cache will hold; None: numbers of the weights' type, as torch's layers need them.
             exchange: Where native layers meet those of the other ranks; None: there are no others.
@@ -280,8 +280,12 @@ class Decoder(nn.Module):
             ModelError: Weights are to be quantized and the decoder cannot be run natively.
         """
         refuse_quantization(self.config, self.dtype, quantization)
-        assert crew is not None or quantization == "none", "torch's layers keep the weights as they are"
+        assert crew is not None or quantization in ("auto", "none"), (
+            "torch's layers keep the weights as they are"
+        )
         why = "as told" if crew is None else obstacle(self.config, self.dtype)
+        if why is None and self.part.sums is not None:
+            why = "native ones meet in the memory of one machine"
         if crew is not None and why is None:
             packed = NativeDecoder(
                 self.config,
@@ -298,11 +302,13 @@ class Decoder(nn.Module):
             self._native = packed
             return self._native.description
         meanwhile()
-        for layer in self.modules():
-            if isinstance(layer, Linear):
-                layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
+        linears = [layer for layer in self.modules() if isinstance(layer, Linear)]
+        kept = sorted({layer.quantized.name for layer in linears if layer.quantized is not None})
+        brought = "".join(f"; {name} as {str(self.dtype).removeprefix('torch.')}" for name in kept)
+        for layer in linears:
+            layer.pack(keep_weight=layer is self.lm_head and self.config.tie_word_embeddings)
         shared = "" if self.part.tp_size == 1 else f" in each of {self.part.tp_size} ranks over Gloo"
-        return f"torch layers{shared}: {why}"
+        return f"torch layers{shared}: {why}{brought}"
 
     @property
     def packed_bytes(self) -> int | None:
@@ -367,10 +373,11 @@ class _Added:
         self._waiting: list[Linear] = []
 
     def extend(self, linears: Iterable[Linear]) -> None:
-        """Some more; those that are borrowed take no memory while they wait."""
+        """Some more; those that are borrowed take no memory while they wait, unless they had to be unpacked."""
         self._waiting += linears
         borrowed = sum(linear.num_borrowed_bytes for linear in self._waiting)
-        if not borrowed or borrowed >= _PACKED_AT_ONCE_BYTES:
+        has_unpacked = any(linear.quantized is not None for linear in self._waiting)
+        if not borrowed or has_unpacked or borrowed >= _PACKED_AT_ONCE_BYTES:
             self.pack()
 
     def pack(self) -> None:

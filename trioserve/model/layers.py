@@ -13,9 +13,10 @@ from torch.nn.functional import embedding, layer_norm, linear
 
 from trioserve.errors import ModelError
 from trioserve.kernels.linear import pack_weight, packed_linear
-from trioserve.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_ref
+from trioserve.kernels.rms_norm import add_rms_norm, rms_norm
 from trioserve.model.families import NormConfig
 from trioserve.model.parts import WHOLE, Cut, Part
+from trioserve.model.quantized_weights import QuantizedWeight
 
 
 class WeightedLayer(nn.Module):
@@ -97,14 +98,12 @@ class Norm(WeightedLayer):
     def forward(self, x: Tensor) -> Tensor:
         if self._kind == "layer":
             return layer_norm(x, x.shape[-1:], self.weight, self.bias, self._eps)
-        if self.offset:
-            return rms_norm_ref(x, self.factors, eps=self._eps)
-        return rms_norm(x, self.weight, eps=self._eps)
+        return rms_norm(x, self.weight, eps=self._eps, offset=self.offset)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """Norm of the sum, which ``residual`` becomes."""
-        if self._kind == "rms" and not self.offset:
-            return add_rms_norm(x, residual, self.weight, eps=self._eps)
+        if self._kind == "rms":
+            return add_rms_norm(x, residual, self.weight, eps=self._eps, offset=self.offset)
         normed: Tensor = self(residual.add_(x))
         return normed
 
@@ -126,18 +125,31 @@ class Linear(WeightedLayer):
         super().__init__(cuts)
         self.weight = _parameter(out_size, in_size, dtype=dtype)
         self.bias = _parameter(out_size, dtype=dtype) if bias else None
+        self.quantized: QuantizedWeight | None = None
+        """What there is instead of ``weight`` where the checkpoint keeps its matrix in few bits."""
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x, self.bias)
 
+    def take(self, quantized: QuantizedWeight) -> None:
+        """Have such a matrix, which is of the same shape, instead of the weight."""
+        assert quantized.shape == tuple(self.weight.shape), "it is another part of the matrix"
+        self.free()
+        self.quantized = quantized
+
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._packed is None:
+            assert self.quantized is None, "what is quantized is packed first"
             return linear(x, self.weight, bias)
         return packed_linear(x, self._packed, bias)
 
     def pack(self, *, keep_weight: bool = False) -> None:
-        """Bring the weight into the form that is multiplied fastest, and free the other; does nothing without one."""
+        """Bring the weight into the form that is multiplied fastest, and free the other; does nothing without one. What
+        is quantized becomes a weight."""
+        if self.quantized is not None:
+            self.weight.data = self.quantized.dense(self.weight.dtype)
+            self.quantized = None
         self._packed = pack_weight(self.weight.data)
         if self._packed is not None and not keep_weight:
             self.free()
@@ -145,6 +157,8 @@ class Linear(WeightedLayer):
     def pieces(self) -> list[Tensor]:
         """The weight from its first row to its last, in the pieces that it lies in."""
         weight, borrowed = self.weight.data, self._borrowed
+        if self.quantized is not None:
+            return [self.quantized.dense(weight.dtype)]
         if not borrowed:
             return [weight]
         return [
@@ -155,11 +169,14 @@ class Linear(WeightedLayer):
     @property
     def num_borrowed_bytes(self) -> int:
         """Bytes of its weight that were not copied."""
+        if self.quantized is not None:
+            return self.quantized.num_bytes
         return sum(piece.nbytes for piece in self._borrowed.values())
 
     def free(self) -> None:
         """Give the weight's memory back, or what was borrowed; it lives on packed."""
         self._borrowed.clear()
+        self.quantized = None
         self.weight.data = self.weight.new_empty(0)
 
 
@@ -249,13 +266,14 @@ class ParallelLMHead(ColumnParallelLinear):
     def __init__(self, hidden_size: int, vocab_size: int, dtype: torch.dtype, part: Part = WHOLE) -> None:
         super().__init__(hidden_size, {None: part.tokens(vocab_size)}, bias=False, dtype=dtype)
         self._sums = part.sums
-        self._sizes = [
+        self.sizes = [
             Part(tp_rank, part.tp_size).tokens(vocab_size).length for tp_rank in range(part.tp_size)
         ]
+        """Of the ranks' parts, in tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         columns = self._product(x, self.bias)
-        return columns if self._sums is None else self._sums.join(columns, self._sizes)
+        return columns if self._sums is None else self._sums.join(columns, self.sizes)
 
     def tie(self, embed_tokens: VocabParallelEmbedding) -> None:
         """Share the matrix of the embedding."""

@@ -18,6 +18,7 @@ from trioserve.model.config import DecoderConfig
 from trioserve.model.decoder import Decoder
 from trioserve.model.layers import WeightedLayer
 from trioserve.model.progress import Progress, unseen
+from trioserve.model.quantized_loader import QuantizedTargets
 
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
@@ -52,8 +53,9 @@ def resolve_dtype(folder: Path, config: DecoderConfig, asked: str) -> torch.dtyp
     if config.dtype is not None:
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[config.dtype]
     with _opened(weight_files(folder)[0]) as file:
-        names = file.keys()
-        stored = file.get_slice(next(iter(names))).get_dtype()
+        types = [file.get_slice(name).get_dtype() for name in file.keys()]  # noqa: SIM118 # no mapping
+    # beside codes there are scales and norms, whose type is what was computed in
+    stored = next((each for each in types if each in _DTYPES), types[0])
     if stored not in _DTYPES:
         raise ModelError(f"{folder} holds weights of type {stored}; served are {', '.join(_DTYPES)}")
     return _DTYPES[stored]
@@ -73,13 +75,19 @@ def load_weights(
     """
     targets, merged = checkpoint_targets(model), merged_targets(model)
     files = weight_files(folder)
+    quantized = _quantized_targets(model, files)
+    for name in quantized.weights if quantized else ():
+        targets.pop(name, None)
+        merged.pop(name, None)
     total = sum(path.stat().st_size for path in files)
     loaded, has_borrowed = 0, False
     missing, unknown = set(targets), []
     for path in files:
         for name, tensor in _tensors(path):
             is_borrowed = False
-            if name in targets:
+            if quantized and quantized.take(name, tensor):
+                is_borrowed = may_borrow
+            elif name in targets:
                 is_borrowed = _fill(targets[name], name, tensor, may_borrow)
                 missing.discard(name)
             elif name in merged:
@@ -92,8 +100,20 @@ def load_weights(
                 progress(loaded, total)
             has_borrowed = has_borrowed or is_borrowed
     _refuse_leftovers(folder, sorted(missing), sorted(unknown))
+    if quantized:
+        _refuse_leftovers(folder, quantized.finish(), [])
     if not has_borrowed:
         progress(total, total)
+
+
+def _quantized_targets(model: Decoder, files: list[Path]) -> QuantizedTargets | None:
+    if model.config.quantization is None:
+        return None
+    names: set[str] = set()
+    for path in files:
+        with _opened(path) as file:
+            names.update(file.keys())
+    return QuantizedTargets(model, model.config.quantization, names)
 
 
 def dummy_weights(model: Decoder, seed: int, progress: Progress = unseen) -> None:
@@ -200,7 +220,10 @@ def _opened(path: Path) -> safe_open:
 
 def _fill(target: _Target, name: str, tensor: Tensor, may_borrow: bool) -> bool:
     if not tensor.is_floating_point() or tensor.element_size() < 2:
-        raise ModelError(f"tensor {name} is of type {tensor.dtype}; only unquantized checkpoints are served")
+        raise ModelError(
+            f"tensor {name} is of type {tensor.dtype}, and nothing says what its numbers stand for: config.json has no "
+            "quantization_config that does, or its scales are missing"
+        )
     try:
         return target.layer.weight_loader(target.parameter, tensor, target.shard, may_borrow=may_borrow)
     except ModelError as exc:

@@ -3,9 +3,10 @@
 import mmap
 import operator
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,18 +18,22 @@ from trioserve.kernels.shapes import ShapeError, Shapes
 from trioserve.model.batch import CacheLayout, ForwardBatch, LayerCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.layers import Linear, Norm
+from trioserve.model.native_matrices import (
+    PRODUCTS,
+    Matrix,
+    Quantization,
+    head_format,
+    layer_formats,
+    matrix_format,
+    matrix_of,
+)
 from trioserve.model.parts import Part
-
-Quantization = Literal["none", "int8", "int4"]
-"""What weights are brought to at load."""
-QUANTIZATIONS: Final[tuple[Quantization, ...]] = ("none", "int8", "int4")
 
 ISA: Final = native.available_isas()[-1]
 """The best instruction set that this processor has kernels for."""
 _ALONE_WORK: Final = 32 << 20
 """Some 200 us on one core: two would gain half of that, and lose a time slice of milliseconds whenever something else
 has the other core."""
-_PRODUCTS: Final = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 _VECTOR: Final = 16
 """Heads and blocks of the KV cache are whole vectors of the widest instruction set."""
 
@@ -51,7 +56,7 @@ class NativeLayer:
     @property
     def products(self) -> dict[str, Linear]:
         """The four matrices by name."""
-        return {name: getattr(self, name) for name in _PRODUCTS}
+        return {name: getattr(self, name) for name in PRODUCTS}
 
     @property
     def norms(self) -> dict[str, Norm | None]:
@@ -93,28 +98,10 @@ def refuse_quantization(config: DecoderConfig, dtype: torch.dtype, quantization:
     Raises:
         ModelError: Such a decoder cannot be run natively; says why and what to change.
     """
-    why = None if quantization == "none" else obstacle(config, dtype)
+    why = None if quantization in ("auto", "none") else obstacle(config, dtype)
     if why is not None:
         change = "give dtype bfloat16 or leave it out" if dtype != torch.bfloat16 else "leave it out"
         raise ModelError(f"quantization {quantization} cannot be obeyed: {why}; {change}")
-
-
-def layer_formats(quantization: Quantization, layer: int, num_layers: int) -> dict[str, str]:
-    """The formats of a layer's matrices.
-
-    With int4 some matrices stay int8: q, k and v, which are small and err most for their size, and all of the last
-    layer, whose errors nothing evens out any more.
-    """
-    if quantization == "none":
-        return dict.fromkeys(_PRODUCTS, "bf16")
-    is_fine = quantization == "int8" or layer == num_layers - 1
-    rest = dict.fromkeys(_PRODUCTS, "int8" if is_fine else "int4")
-    return {**rest, "qkv_proj": "int8"}
-
-
-def head_format(quantization: Quantization) -> str:
-    """The format of the head: int8 with int4 too, for it errs last and in every token."""
-    return "bf16" if quantization == "none" else "int8"
 
 
 class Spare:
@@ -194,6 +181,10 @@ class NativeDecoder:
         self._layout = layout
         self._exchange = exchange
         self._spare = Spare() if exchange is None else Common(exchange)
+        self._waiting: list[Matrix] = []
+        """Those that were added and are not packed yet."""
+        self._brought: Counter[str] = Counter()
+        """How many matrices of each kind in the checkpoint are of each format here."""
         self._caches: tuple[LayerCache, ...] = ()
         """Those of the last step, kept so that they are known again."""
         self._k_caches: list[int] = []
@@ -228,10 +219,16 @@ class NativeDecoder:
 
     @property
     def description(self) -> str:
-        """Such as "native avx512, 2 threads" or "native avx512 int8, 2 threads"."""
+        """Such as "native avx512, 2 threads", "native avx512 int8, 2 threads" or
+        "native avx512, awq int4 kept as it is, 2 threads"."""
         count = self._decoder.num_threads
-        form = "" if self._quantization == "none" else f" {self._quantization}"
-        own = f"native {self._decoder.isa}{form}, {count} thread{'s' if count > 1 else ''}"
+        form = "" if self._quantization in ("auto", "none") else f" {self._quantization}"
+        those = (
+            f"{number} of {name}" if len(self._brought) > 1 else name
+            for name, number in self._brought.items()
+        )
+        brought = "".join(f", {each}" for each in those)
+        own = f"native {self._decoder.isa}{form}{brought}, {count} thread{'s' if count > 1 else ''}"
         return own if self._exchange is None else f"{own} in each of {self._exchange.tp_size} ranks"
 
     @property
@@ -242,14 +239,19 @@ class NativeDecoder:
 
     def add_layer(self, number: int, layer: NativeLayer) -> None:
         """Take layer ``number``; the caller keeps its matrices until they are packed."""
-        weights = {name: _pieces(linear) for name, linear in layer.products.items()}
         window = self._config.sliding_windows[number] or 0
-        formats = layer_formats(self._quantization, number, self._config.num_hidden_layers)
+        otherwise = layer_formats(self._quantization, number, self._config.num_hidden_layers)
+        formats = {
+            name: matrix_format(linear, self._quantization, otherwise[name])
+            for name, linear in layer.products.items()
+        }
+        matrices = {name: self._take(linear, formats[name]) for name, linear in layer.products.items()}
         table = self._rope_tables[number]
         self._decoder.set_layer(
             number,
-            **weights,
+            **{name: matrix.pieces for name, matrix in matrices.items()},
             formats=formats,
+            grids={name: matrix.address for name, matrix in matrices.items()},
             sliding_window=window,
             rope_table=0 if table is None else table.data_ptr(),
         )
@@ -262,17 +264,30 @@ class NativeDecoder:
     def add_head(self, norm: Norm, lm_head: Linear) -> None:
         """Take the head, as a layer."""
         weights, bias = norm.factors, _wide(norm.bias)
+        form = matrix_format(lm_head, self._quantization, head_format(self._quantization))
+        matrix = self._take(lm_head, form)
         self._decoder.set_head(
             norm=weights.data_ptr(),
             norm_bias=0 if bias is None else bias.data_ptr(),
-            lm_head=_pieces(lm_head),
-            head_format=head_format(self._quantization),
+            lm_head=matrix.pieces,
+            head_format=form,
+            grids=matrix.address,
         )
+
+    def _take(self, linear: Linear, form: str) -> Matrix:
+        matrix = matrix_of(linear, form)
+        self._waiting.append(matrix)
+        if linear.quantized is not None:
+            self._brought[
+                f"{linear.quantized.name} {'kept as it is' if matrix.grids is not None else f'as {form}'}"
+            ] += 1
+        return matrix
 
     def pack(self) -> None:
         """Pack what was added since the last time, as one call without the interpreter's lock; the matrices in rows are
         not needed after."""
         self._decoder.pack()
+        self._waiting.clear()
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
         """``Decoder.forward``.
@@ -362,13 +377,6 @@ def _tables(batch: ForwardBatch) -> dict[str, Tensor | None]:
     assert all(tables[name].dtype == torch.int64 for name in long), "tokens are int64"
     assert all(tables[name].dtype == torch.int32 for name in short), "tables are int32"
     return tables
-
-
-def _pieces(linear: Linear) -> list[tuple[int, int, int]]:
-    """Address, number of rows and their stride of each piece of a weight; the caller keeps them alive."""
-    pieces = linear.pieces()
-    assert all(piece.stride(1) == 1 for piece in pieces), "a row of a weight is not contiguous"
-    return [(piece.data_ptr(), len(piece), piece.stride(0)) for piece in pieces]
 
 
 def _wide(numbers: Tensor | None) -> Tensor | None:

@@ -1,11 +1,12 @@
 """How the ranks of one model meet: what every one of them must know alike, and sums of what each has computed.
 
 All of them do the same in the same order, for they carry out the same plans; whoever comes first to a meeting waits. A
-rank that is gone is the front's to notice: it ends the others wherever they wait. Sums run in the order of ranks and in
-float32, whatever the batch, so they are the same bits on every rank and in every batch.
+rank that is gone is the front's to notice: it ends the others wherever they wait. Here sums run in the order of ranks
+and in float32, whatever the batch, so they are the same bits on every rank and in every batch; ``nccl`` has those of
+GPUs.
 """
 
-import os
+import socket
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -13,11 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed import FileStore, ProcessGroup, ProcessGroupGloo, Work  # type: ignore[attr-defined] # theirs
+from torch.distributed import (  # type: ignore[attr-defined] # theirs
+    FileStore,
+    PrefixStore,
+    ProcessGroup,
+    ProcessGroupGloo,
+    Store,
+    TCPStore,
+    Work,
+)
 
 from trioserve.errors import RankLost
 
-_FOREVER: Final = timedelta(days=365)
+FOREVER: Final = timedelta(days=365)
+"""A rank waits for the others as long as the front lets it."""
+_LOOPBACK: Final = "127.0.0.1"
 
 
 class Ranks(Protocol):
@@ -40,7 +51,7 @@ class Sums(Protocol):
     """What torch's layers need of the other ranks."""
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of every rank's ``x``, which are of one shape; in its type, rounded once."""
+        """The sum of every rank's ``x``, which are of one shape; in its type. ``x`` may be overwritten."""
 
     def join(self, columns: Tensor, sizes: list[int]) -> Tensor:
         """Every rank's ``columns`` side by side; rank ``i`` has ``sizes[i]`` of them.
@@ -71,12 +82,12 @@ class GroupRanks:
     """Ranks in a process group of torch, whatever it runs over."""
 
     def __init__(self, group: ProcessGroup) -> None:
-        self._group = group
+        self.group = group
         self.tp_rank = group.rank()
         self.tp_size = group.size()
 
     def share(self, numbers: NDArray[np.int64]) -> None:
-        _wait(self._group.broadcast(torch.from_numpy(numbers), 0))
+        _wait(self.group.broadcast(torch.from_numpy(numbers), 0))
 
     def least(self, number: int) -> int:
         return min(int(each) for each in self._gather(torch.tensor([number])))
@@ -96,7 +107,7 @@ class GroupRanks:
 
     def _gather(self, x: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(x) for _ in range(self.tp_size)]
-        _wait(self._group.allgather([parts], [x.contiguous()]))
+        _wait(self.group.allgather([parts], [x.contiguous()]))
         return parts
 
 
@@ -110,14 +121,54 @@ def _wait(work: Work) -> None:
         raise RankLost(str(exc)) from exc
 
 
-def join_gloo(meeting_fd: int, tp_rank: int, tp_size: int) -> GroupRanks:
-    """Meet the other ranks of this machine over Gloo, bound to loopback; returns when all are there.
+def open_store(meeting_fd: int, tp_rank: int, tp_size: int, address: str = "") -> Store:
+    """Where ranks leave their addresses for each other.
 
     Args:
-        meeting_fd: Memory without a name that all of them have inherited and nobody else can open. They leave their
-            addresses in it.
+        meeting_fd: Memory without a name that all of them have inherited and nobody else can open. Where they are on
+            several machines, on rank 0 the socket that listens at ``address``; it has that one from then on.
+        address: HOST:PORT of rank 0, where they are on several machines.
     """
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = FileStore(f"/proc/self/fd/{meeting_fd}", tp_size)
-    group = ProcessGroupGloo(store, tp_rank, tp_size, _FOREVER)
+    if not address:
+        return FileStore(f"/proc/self/fd/{meeting_fd}", tp_size)
+    host, port = split_address(address)
+    listen_fd = meeting_fd if tp_rank == 0 else None
+    return TCPStore(
+        host, port, tp_size, tp_rank == 0, FOREVER, wait_for_workers=False, master_listen_fd=listen_fd
+    )
+
+
+def join_gloo(meeting_fd: int, tp_rank: int, tp_size: int, address: str = "") -> GroupRanks:
+    """Meet the other ranks over Gloo; returns when all are there. Arguments as for ``open_store``.
+
+    On one machine it listens on loopback, else on the address from which this machine reaches rank 0.
+    """
+    store = open_store(meeting_fd, tp_rank, tp_size, address)
+    return gloo_ranks(store, tp_rank, tp_size, own_address(address))
+
+
+def gloo_ranks(store: Store, tp_rank: int, tp_size: int, host: str) -> GroupRanks:
+    """Ranks that find each other in ``store`` and listen on ``host``, an address of this machine."""
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined] # noqa: SLF001 # they have no other name
+    options._devices = [ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001
+    options._timeout = FOREVER  # noqa: SLF001
+    group = ProcessGroupGloo(PrefixStore("gloo", store), tp_rank, tp_size, options)
     return GroupRanks(group)  # type: ignore[arg-type] # their stubs do not say that it is one
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT; an IPv6 address is in brackets."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def own_address(address: str) -> str:
+    """The address of this machine from which it reaches HOST:PORT; loopback where there is no other machine."""
+    if not address:
+        return _LOOPBACK
+    host, port = split_address(address)
+    family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as sock:
+        sock.connect(target)  # sends nothing: it asks for the route
+        own: str = sock.getsockname()[0]
+        return own

@@ -91,11 +91,13 @@ async def _kill(process: trio.Process) -> None:
 
 
 def _text_of(answer: bytes) -> str:
-    if not answer:
+    """What a process has answered: nothing, or half of it, where the kernel has ended it."""
+    try:
+        rendered = msgspec.json.decode(answer, type=Rendered)
+    except msgspec.DecodeError as exc:
         raise InvalidRequest(
             "chat_template: it took more than template_memory_bytes or template_timeout_s allow", param=_PARAM
-        )
-    rendered = msgspec.json.decode(answer, type=Rendered)
+        ) from exc
     if rendered.refusal is not None:
         raise InvalidRequest(f"chat_template: {rendered.refusal}", param=_PARAM)
     return rendered.text

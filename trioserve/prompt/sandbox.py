@@ -12,7 +12,7 @@ import msgspec
 
 from trioserve.core.confinement import limit_memory, step_back
 from trioserve.errors import InvalidRequest, ModelError
-from trioserve.prompt.template import TEMPLATE_FAULTS, ChatTemplate, Conversation
+from trioserve.prompt.template import ChatTemplate, Conversation
 
 _MAX_REASON_CHARS: Final = 400
 _NAME: Final = "the request's chat template"
@@ -44,8 +44,6 @@ def render(job: Job) -> Rendered:
         return Rendered(refusal=str(exc)[:_MAX_REASON_CHARS])
     except MemoryError:
         return Rendered(refusal=f"{_NAME} takes more than template_memory_bytes = {job.memory_bytes}")
-    except TEMPLATE_FAULTS as exc:
-        return Rendered(refusal=f"{_NAME} does not compile: {exc}"[:_MAX_REASON_CHARS])
     if len(text) > job.max_bytes:
         return Rendered(
             refusal=f"{_NAME} makes {len(text)} characters, more than max_body_bytes = {job.max_bytes}"

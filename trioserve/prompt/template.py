@@ -47,7 +47,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
             self._variables = meta.find_undeclared_variables(environment.parse(source))
-        except jinja2.TemplateError as exc:
+        except (SyntaxError, *TEMPLATE_FAULTS) as exc:  # Jinja lets Python find some of them
             raise ModelError(f"{name} does not compile: {exc}") from exc
         self.source = source
         self._name = name

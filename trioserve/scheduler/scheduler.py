@@ -8,6 +8,8 @@ from typing import Final
 from trioserve._speedups.blocks import BlockPool
 from trioserve.core.sequence import FinishReason, Sequence, SequenceStatus
 from trioserve.core.step import Admission, SampledToken, SlotWork, StepPlan, StepResult, TokenLogprobs
+from trioserve.scheduler.admission import admission_of, num_reserved_blocks
+from trioserve.scheduler.host_tier import HostTier
 from trioserve.scheduler.limits import SchedulerLimits, SchedulerStatistics
 from trioserve.scheduler.lookahead import Lookahead
 from trioserve.scheduler.pace import Pace
@@ -36,9 +38,14 @@ class Scheduler:
     find them right; then it has computed them, and the next step's work is one token all the same.
     """
 
-    def __init__(self, limits: SchedulerLimits, *, num_blocks: int, block_size: int) -> None:
-        self._limits = limits
-        self._pool = BlockPool(num_blocks, block_size, key=os.urandom(16))
+    def __init__(
+        self, limits: SchedulerLimits, *, num_blocks: int, block_size: int, num_host_blocks: int = 0
+    ) -> None:
+        self._limits, max_moves = limits, limits.max_moved_blocks
+        self._pool = BlockPool(
+            num_blocks, block_size, key=os.urandom(16), num_host_blocks=num_host_blocks, max_moves=max_moves
+        )
+        self._host = HostTier(self._pool, max_moves)
         self._lookahead = Lookahead(limits, self._pool)
         self._waiting = WaitingLine(limits.max_num_queued_reqs, limits.max_num_queued_tokens)
         self._running: dict[int, Sequence] = {}  # by seq_id, in order of admission
@@ -97,7 +104,8 @@ class Scheduler:
         num_drafts = 0
         if num_decodes == len(work) <= self._limits.max_drafting_seqs:
             num_drafts = self._lookahead.plan_drafts(work, self._running, budget)
-        plan = StepPlan(self._next_step_id, self._released, admitted, list(work.values()), num_drafts)
+        moves = self._host.take_moves() if self._pool.num_host_blocks else ()
+        plan = StepPlan(self._next_step_id, self._released, admitted, list(work.values()), num_drafts, *moves)
         self._drafts_on_the_way.append(num_drafts)
         self._pace.note_plan(num_tokens, room - left)
         self._next_step_id += 1
@@ -142,6 +150,10 @@ class Scheduler:
             num_preemptions=self._num_preemptions,
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self._num_cached_tokens,
+            num_host_blocks=self._pool.num_host_blocks,
+            num_cached_host_blocks=self._pool.num_host_cached,
+            num_swapped_out=self._host.num_swapped_out,
+            num_swapped_in=self._host.num_swapped_in,
         )
 
     def lose_ranks(self) -> list[Sequence]:
@@ -233,15 +245,17 @@ class Scheduler:
                 break
             num_ids += len(seq.token_ids) + seq.params.num_ids
             most = room if admitted or self._limits.enable_chunked_prefill else budget
-            if (admitted and num_ids > _MAX_ADMITTED_IDS) or not self._admit(seq, admitted, most):
+            moves = self._host.room(is_alone=not work)
+            if (admitted and num_ids > _MAX_ADMITTED_IDS) or not self._admit(seq, admitted, most, moves):
                 break
             room -= self._schedule(seq, most, work)
         return room
 
-    def _admit(self, seq: Sequence, admitted: list[Admission], budget: int) -> bool:
+    def _admit(self, seq: Sequence, admitted: list[Admission], budget: int, max_moves: int) -> bool:
         """Give the head of the line a slot and blocks for all its tokens, or say that there are none.
 
-        Where prompts may not be cut, one that is longer than ``budget`` waits for a step that has more left.
+        Where prompts may not be cut, one that is longer than ``budget`` waits for a step that has more left. Where the
+        host has more of its blocks than ``max_moves``, so many come now and it waits for the rest.
         """
         num_tokens, pool = len(seq.token_ids), self._pool
         # The last token is always computed: its logits give the next one. All are where the prompt is to be scored.
@@ -250,45 +264,31 @@ class Scheduler:
             if self._limits.enable_prefix_caching and not seq.scores_prompt
             else []
         )
+        hosted = [] if seq.scores_prompt else self._host.find(seq, found)
         num_missing = -(-num_tokens // pool.block_size) - len(found)
-        is_cut = num_tokens - len(found) * pool.block_size > budget
-        is_crowded = num_missing + self._num_reserved_blocks() > pool.num_free and self._running
+        num_computed = (len(found) + len(hosted)) * pool.block_size
+        is_cut = num_tokens - num_computed > budget
+        num_reserved = num_reserved_blocks(self._running.values(), self._limits, pool)
+        is_crowded = num_missing + num_reserved > pool.num_free and self._running
         if is_crowded or (is_cut and not self._limits.enable_chunked_prefill):
             pool.release(found)
             return False
+        if len(hosted) > max_moves:
+            self._host.bring_nearer(seq, found, hosted[:max_moves])
+            return False
         block_table = found + pool.take(num_missing)
+        if hosted:
+            self._host.move_in(seq, block_table, len(found), hosted)
         self._waiting.pop()
-        num_computed = len(found) * pool.block_size
         if not seq.num_output_tokens:
             seq.num_cached_tokens = num_computed
             self._num_prompt_tokens += seq.num_prompt_tokens
             self._num_cached_tokens += num_computed
         seq.start(self._free_slots.pop(), block_table, num_computed)
-        seq.num_registered_blocks = len(found)
+        seq.num_registered_blocks = len(found) + len(hosted)
         self._running[seq.seq_id] = seq
-        assert seq.slot is not None
-        admitted.append(
-            Admission(
-                slot=seq.slot,
-                seq_id=seq.seq_id,
-                token_ids=seq.token_ids.tolist(),
-                num_prompt_tokens=seq.num_prompt_tokens,
-                num_computed_tokens=num_computed,
-                block_table=list(block_table),
-                params=seq.params,
-            )
-        )
+        admitted.append(admission_of(seq))
         return True
-
-    def _num_reserved_blocks(self) -> int:
-        """Blocks kept back for the next tokens of those that run, or each newcomer would soon drive one of them out."""
-        num_blocks, block_size = self._pool.num_blocks, self._pool.block_size
-        if self._limits.kv_cache_ratio is None:
-            return min(len(self._running), num_blocks // 16)
-        num_of_answers = sum(
-            len(seq.block_table) - -(-seq.num_prompt_tokens // block_size) for seq in self._running.values()
-        )
-        return max(0, num_blocks - int(num_blocks * self._limits.kv_cache_ratio) - num_of_answers)
 
     def _schedule(self, seq: Sequence, budget: int, work: dict[int, SlotWork]) -> int:
         """Compute as much of a prompt as the budget allows; returns how much."""

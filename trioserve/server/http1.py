@@ -4,8 +4,10 @@
   the connection hung. Here a short rest is read and dropped; a long one is announced with ``Connection: close``.
 * A request that arrives behind another parked the reader, so that a client that left went unseen. Here the reader goes
   on, up to a bound, and the next request is taken up when the first is done.
-* ``Content-Length`` beside ``Transfer-Encoding`` is refused, as two servers in a row may read it differently; so is
-  ``Transfer-Encoding`` in HTTP/1.0.
+* ``Content-Length`` beside ``Transfer-Encoding`` is refused, as two servers in a row may read it differently; so are
+  ``Transfer-Encoding`` in HTTP/1.0, versions that are neither 1.0 nor 1.1, lines that are not as they should be
+  (``strict``), and methods in lower case, which hypercorn made others.
+* What came behind a connection's last request made h11 fail, and that request with it. Here it is dropped.
 * A target of ``http://host/path`` reached the app as it was, and one that is no path at all failed there. Here the app
   sees a path, or the request is refused.
 * ``Upgrade: h2c`` led past proxies that judge paths. Here it is ignored, as it may be.
@@ -36,14 +38,16 @@ from hypercorn.utils import UnexpectedMessageError
 
 from trioserve.server.config import ServerConfig
 from trioserve.server.exchange import Changes, Exchanges, Message
+from trioserve.server.strict import body_length, fault, read_strictly
 from trioserve.server.target import origin_form
-from trioserve.server.usual import BODILESS, HEADER_OVERHEAD_BYTES, UsualAnswer, chunk, read_head
+from trioserve.server.usual import BODILESS, UsualAnswer, chunk, read_head
 
 _MAX_WAITING_BYTES: Final = 64 * 1024
 """Of requests that arrive behind the running one; then reading stops until it is done."""
 _FAULTS: Final = {
     431: b"The request line and headers are too long.",
     501: b"The transfer encoding is not supported.",
+    505: b"The version of HTTP is not supported.",
 }
 
 
@@ -55,6 +59,8 @@ class Http1Protocol(H11Protocol):
 
     def __init__(self, *args: Any, is_draining: Callable[[], bool]) -> None:
         super().__init__(*args)
+        assert isinstance(self.connection, h11.Connection)
+        read_strictly(self.connection)
         config = self.config
         self._knows_usual = not (
             config.server_names or config.h11_pass_raw_headers or config.log.access_logger
@@ -98,6 +104,8 @@ class Http1Protocol(H11Protocol):
 
     async def _take(self, data: bytes) -> None:
         """Take what has come: for the usual request that runs, as the next one, or for h11."""
+        if self.connection.their_state is h11.MUST_CLOSE:  # they have asked for their last answer
+            return
         if self._num_to_drop:
             data = await self._drop(data)
         if self._usual is None and self._can_begin_usual():
@@ -207,6 +215,8 @@ class Http1Protocol(H11Protocol):
         """Take one event of h11's; False when it has no more for now."""
         if self.connection.they_are_waiting_for_100_continue:
             await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+        if self.connection.their_state is h11.MUST_CLOSE:
+            return False
         try:
             event = self.connection.next_event()
         except h11.RemoteProtocolError as exc:
@@ -233,10 +243,11 @@ class Http1Protocol(H11Protocol):
         await self.send(Updated(idle=False))
         if (request.method, request.target, request.http_version) == (b"PRI", b"*", b"2.0"):
             raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
-        fault = self._fault(request)
-        if fault:
-            await self._refuse(fault)
+        status = fault(request, max_header_bytes=self.config.max_header_bytes)
+        if status:
+            await self._refuse(status)
             return False
+        self._content_length, self._num_body_bytes = body_length(request), 0
         self._takes_chunks = request.http_version >= b"1.1" and request.method != b"HEAD"
         await self._create_stream(_as_origin_form(request))
         if (
@@ -244,22 +255,6 @@ class Http1Protocol(H11Protocol):
         ):  # answered by hypercorn: not one of our server names
             await self._maybe_recycle()
         return True
-
-    def _fault(self, request: h11.Request) -> int:
-        """The status that refuses this request, or 0."""
-        self._content_length, self._num_body_bytes = 0, 0
-        num_bytes, has_length = len(request.target), False
-        for name, value in request.headers:
-            num_bytes += len(name) + len(value) + HEADER_OVERHEAD_BYTES
-            if name == b"content-length":
-                has_length, self._content_length = True, int(value)
-            elif name == b"transfer-encoding":
-                self._content_length = None
-        if self._content_length is None and (has_length or request.http_version < b"1.1"):
-            return 400
-        if origin_form(request.target, method=request.method) is None:
-            return 400
-        return 431 if num_bytes > self.config.max_header_bytes else 0
 
     def _must_close(self) -> bool:
         if self._is_draining():

@@ -4,7 +4,8 @@
   KeyError that ended the connection and every other stream on it. Here it is acknowledged and dropped.
 * A client that opened no window let the response pile up in memory. Here the app waits, and is cancelled in the end.
 * A response that its app left unfinished kept the client waiting for ever. Here the stream is reset.
-* A method or path outside ASCII, and a CONNECT without a path, ended the connection. Here the stream is reset.
+* A method or path outside ASCII, and a CONNECT without a path, ended the connection; a method in small letters became
+  another. Here the stream is reset.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BufferCompleteError, H2Protocol, StreamBuffer
 
-from trioserve.server.target import origin_form
+from trioserve.server.target import is_method, origin_form
 
 
 class Http2Protocol(H2Protocol):
@@ -43,7 +44,7 @@ class Http2Protocol(H2Protocol):
         method, path = pseudo[b":method"], pseudo.get(b":path", b"")
         # To WebSocket (RFC 8441) CONNECT means something else than a tunnel.
         is_fit = path.startswith(b"/") if b":protocol" in pseudo else origin_form(path, method=method) == path
-        if not (method.isascii() and path.isascii() and is_fit):
+        if not (is_method(method) and path.isascii() and is_fit):
             self.connection.reset_stream(request.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
             await self._flush()
             return

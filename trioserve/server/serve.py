@@ -275,10 +275,12 @@ class _Server:
     def _stop_accepting(self, connections: trio.Nursery | None = None) -> None:
         """Refuse new connections. Those in the kernel's queue are taken first, lest they be reset.
 
-        One process of a group that ends by a fault leaves both to the others, and so does one that has just started:
-        when all drain, the others are lame ducks still.
+        One process of a group that ends by a fault of its own leaves both to the others, and so does one that has just
+        started: when all drain, the others are lame ducks still. A failed one is the end of all.
         """
-        is_end_of_all = self._lifecycle.is_draining and self._lifecycle.works is not ServerState.STARTING
+        lifecycle = self._lifecycle
+        is_last_drain = lifecycle.is_draining and lifecycle.works is not ServerState.STARTING
+        is_end_of_all = is_last_drain or lifecycle.state is ServerState.FAILED
         for listener in self._listeners:
             shut = not listener.is_shared and (is_end_of_all or not listener.is_group)
             if shut and connections is not None:

@@ -1,10 +1,16 @@
-"""The request target in one form, whatever form it came in: who judges a path and who routes it must read the same."""
+"""What a request is for, in one form whatever form it came in: who judges a path and who routes it must read alike."""
 
 import re
 from typing import Final
 
 _UNFIT: Final = re.compile(rb"[^!-~]")
+_METHOD: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Z]+")
 _ABSOLUTE: Final = re.compile(rb"https?://[^/?#]+(?P<path>[/?].*)?", re.IGNORECASE | re.DOTALL)
+
+
+def is_method(method: bytes) -> bool:
+    """Whether it is one that everybody reads alike: hypercorn makes small letters capital, and others do not."""
+    return _METHOD.fullmatch(method) is not None
 
 
 def origin_form(target: bytes, *, method: bytes) -> bytes | None:

@@ -7,10 +7,12 @@ other servers give them.
 
 from trioserve.settings.access import AccessSettings
 from trioserve.settings.engine import EarlyStopConfig, EngineSettings, SpeculativeConfig
+from trioserve.settings.gpus import find_gpus
 from trioserve.settings.limits import LimitSettings
 from trioserve.settings.load import EXIT_SETTINGS, load_settings, read_sources
 from trioserve.settings.model import BUILTIN_MODEL, GenerationOverrides, ModelSettings
 from trioserve.settings.places import CONFIG_VARIABLE, ENV_PREFIX, URL_VARIABLE, Source, source_of
+from trioserve.settings.ranks import split_rank_address
 from trioserve.settings.server import ServerSettings
 from trioserve.settings.state import StateSettings
 from trioserve.settings.tree import GROUPS, SECRET_VARIABLES, Settings
@@ -34,7 +36,9 @@ __all__ = [
     "Source",
     "SpeculativeConfig",
     "StateSettings",
+    "find_gpus",
     "load_settings",
     "read_sources",
     "source_of",
+    "split_rank_address",
 ]

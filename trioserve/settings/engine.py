@@ -1,30 +1,17 @@
 """Settings of the engine and its works."""
 
-import ctypes
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from trioserve.settings.values import Count, JsonObject, Seconds, SettingsGroup
+from trioserve.settings.gpus import find_gpus
+from trioserve.settings.values import ByDevice, Count, JsonObject, Seconds, SettingsGroup
 
 _GPU_MEMORY_UTILIZATION = 0.9
 """What GPUs are used to; on a CPU nothing else can be asked for."""
-_DRIVER = "libcuda.so.1"
-"""Of NVIDIA's GPUs."""
 _LOOKUP = (2, 4)
 """Tokens to look for: fewer find what happens to be equal, more find too little."""
-
-
-def _missing_driver(device: Any) -> str:
-    """What to add where an NVIDIA GPU is asked for and could not be used at all."""
-    if not str(device).startswith("cuda"):
-        return ""
-    try:
-        ctypes.CDLL(_DRIVER)
-    except OSError:
-        return f", and this machine has no NVIDIA driver ({_DRIVER})"
-    return ""
 
 
 class EarlyStopConfig(JsonObject):
@@ -71,14 +58,14 @@ class SpeculativeConfig(JsonObject):
 class EngineSettings(SettingsGroup):
     """Engine"""
 
-    device: Literal["cpu"] = "cpu"
-    """What the ranks compute on; auto is cpu too."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the ranks compute on; auto is cuda where there is an NVIDIA GPU that can be used, else cpu."""
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
-    """Ranks that share a model's layers, its KV cache and the cores. One rank uses all cores of a CPU, so more of them
-    gain where memory is in several parts (NUMA) and cost elsewhere."""
-    max_num_seqs: Count = Field(default=128, le=4096)
+    """Ranks that share a model's layers and its KV cache: a GPU for each, or the cores of a CPU. One rank uses all
+    cores, so more of them gain where memory is in several parts (NUMA) and cost elsewhere."""
+    max_num_seqs: Count = Field(default_factory=ByDevice(128, 256), le=4096)
     """Sequences that run at a time."""
-    max_num_batched_tokens: Count = Field(default=512, le=1 << 20)
+    max_num_batched_tokens: Count = Field(default_factory=ByDevice(512, 2048), le=1 << 20)
     """Tokens that one step computes at most; longer prompts are cut into chunks."""
     inter_token_target_ms: float | None = Field(default=None, ge=0, le=60_000, allow_inf_nan=False)
     """Milliseconds between two tokens of an answer that prompts of others should not make longer: while answers are
@@ -96,17 +83,26 @@ class EngineSettings(SettingsGroup):
     """KV blocks to allocate, instead of kv_cache_bytes."""
     cache_max_entry_count: float | None = Field(default=None, gt=0, lt=1)
     """Share of the memory that is free once the weights are loaded, for the KV cache, instead of kv_cache_bytes. By
-    default as much as max_num_seqs sequences can use, at most 0.4."""
+    default as much as max_num_seqs sequences can use, at most 0.4; on a GPU as gpu_memory_utilization says."""
     kv_cache_dtype: Literal["auto", "bfloat16", "int8", "fp8"] = "auto"
     """What keys and values are kept in; auto is the weights' type. int8 and fp8 (e4m3) have a scale for each token and
-    KV head and hold nearly twice as many tokens; only the native decoder reads them."""
+    KV head and hold nearly twice as many tokens; of decoders on a CPU only the native one reads them, and a GPU reads
+    fp8 alone."""
     kv_cache_ratio: float | None = Field(default=None, gt=0, le=1)
     """Share of the KV blocks that prompts may take while others run; the rest is kept for answers. By default one block
     for each that runs is kept, at most a sixteenth of all."""
     gpu_memory_utilization: float = Field(default=_GPU_MEMORY_UTILIZATION, gt=0, le=1)
-    """Share of a GPU's memory. On a CPU nothing else than 0.9 may be asked for."""
-    swap_space: float = Field(default=0.0, ge=0)
-    """GiB of host memory that a GPU's KV blocks may move to. On a CPU: 0."""
+    """Share of each GPU's memory that is used in all; what weights and the largest step leave of it is the KV cache. On
+    a CPU nothing else than 0.9 may be asked for."""
+    swap_space: float = Field(default=0.0, ge=0, le=1 << 20)
+    """GiB of host memory for each GPU, to which prefixes move that its KV cache has no room for any more; a prompt that
+    begins with one takes it from there. On a CPU: 0."""
+    enforce_eager: bool = False
+    """Whether a GPU is told every kernel of every step, instead of graphs that were captured before. On a CPU there are
+    no graphs."""
+    batch_invariant: bool = False
+    """Whether what a sequence computes may not depend on what is computed beside it, to the last bit. The native
+    decoder of a CPU always keeps to that; on a GPU it costs time; torch's layers cannot."""
     enable_prefix_caching: bool = True
     """Whether prompts share the KV blocks of equal beginnings."""
     num_threads: int = Field(default=0, ge=0, le=1024)
@@ -144,12 +140,15 @@ class EngineSettings(SettingsGroup):
     max_restarts: int = Field(default=5, ge=0)
     """Restarts of the works within 10 minutes before the server gives up with exit code 70."""
 
-    @field_validator("device", mode="before")
+    @field_validator("device")
     @classmethod
-    def _check_device(cls, value: Any) -> Any:
-        if value in ("auto", "cpu"):
-            return "cpu"
-        raise ValueError(f"only CPUs are computed on, no GPU{_missing_driver(value)}; leave it out")
+    def _find_device(cls, value: str) -> str:
+        if value == "cpu":
+            return value
+        gpus = find_gpus()
+        if value == "cuda" and not gpus.count:
+            raise ValueError(f"{gpus.missing}, or leave device out to compute on a CPU")
+        return "cuda" if gpus.count else "cpu"
 
     @field_validator("kv_cache_dtype", mode="before")
     @classmethod
@@ -164,9 +163,11 @@ class EngineSettings(SettingsGroup):
 
     @model_validator(mode="after")
     def _check_cpu(self) -> Self:
+        if self.device == "cuda":
+            return self
         if self.gpu_memory_utilization != _GPU_MEMORY_UTILIZATION:
             raise ValueError(
-                f"gpu_memory_utilization = {self.gpu_memory_utilization}: there is no GPU here; give the KV cache its "
+                f"gpu_memory_utilization = {self.gpu_memory_utilization}: no GPU is computed on; give the KV cache its "
                 "share of the free memory by cache_max_entry_count"
             )
         if self.swap_space:
@@ -176,9 +177,28 @@ class EngineSettings(SettingsGroup):
         return self
 
     @model_validator(mode="after")
+    def _check_gpu(self) -> Self:
+        if self.device != "cuda":
+            return self
+        if self.kv_cache_dtype == "int8":
+            raise ValueError(
+                "kv_cache_dtype = int8: a GPU keeps codes of keys and values as fp8; ask for that"
+            )
+        if self.pin_threads:
+            raise ValueError("pin_threads = true: a GPU computes the steps, not threads; leave it out")
+        if self.swap_space and not self.enable_prefix_caching:
+            raise ValueError(
+                f"swap_space = {self.swap_space} and enable_prefix_caching = false: what moves to the host is found as "
+                "a prefix; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_kv_cache(self) -> Self:
         sizes = ("num_kv_blocks", "kv_cache_bytes", "cache_max_entry_count")
         given = [f"{name} = {getattr(self, name)}" for name in sizes if getattr(self, name)]
+        if self.gpu_memory_utilization != _GPU_MEMORY_UTILIZATION:
+            given.append(f"gpu_memory_utilization = {self.gpu_memory_utilization}")
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} all size the KV cache: leave only one")
         return self

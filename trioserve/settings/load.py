@@ -11,6 +11,8 @@ from trioserve.settings.tree import Settings
 
 EXIT_SETTINGS = 78
 """The exit code of a process whose settings are wrong."""
+_NO_DEFAULT = "default_factory_not_called"
+"""What pydantic says of a default that depends on other settings, when any of those is wrong."""
 
 
 def load_settings(**flags: Any) -> Settings:
@@ -25,7 +27,7 @@ def load_settings(**flags: Any) -> Settings:
         try:
             return Settings(**sources[0].values)
         except ValidationError as exc:
-            faults = [_describe(error, sources) for error in exc.errors()]
+            faults = [_describe(error, sources) for error in exc.errors() if error["type"] != _NO_DEFAULT]
         except ValueError as exc:  # a variable that should be JSON
             faults = [str(exc)]
     sentence = f"Bad settings: {'; '.join(faults)}"

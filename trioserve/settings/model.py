@@ -51,8 +51,10 @@ class ModelSettings(SettingsGroup):
     """Tokens of prompt and answer together; by default the model's."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Of weights and KV cache; auto takes the checkpoint's. half and float are float16 and float32."""
-    quantization: Literal["none", "int8", "int4"] = "none"
-    """What bfloat16 weights are brought to at load; see docs/performance.md for what each costs and brings."""
+    quantization: Literal["auto", "none", "int8", "int4", "fp8"] = "auto"
+    """What weights are brought to at load, fp8 (e4m3) on GPUs alone; auto keeps those of a quantized checkpoint in as
+    few bits as it has, and leaves others alone. See docs/quantization.md, and docs/performance.md for what each costs
+    and brings."""
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     """Once given, requests without a seed of their own draw from it: the same requests in the same order get the same
     answers. Dummy weights are made from it too."""
@@ -73,10 +75,11 @@ class ModelSettings(SettingsGroup):
     @field_validator("quantization", mode="before")
     @classmethod
     def _check_quantization(cls, value: Any) -> Any:
-        if value in ("none", "int8", "int4"):
+        if value in ("auto", "none", "int8", "int4", "fp8"):
             return value
         raise ValueError(
-            "weights are quantized at load, to int8 or int4; checkpoints quantized before are not served"
+            "weights are quantized at load, to int8, int4 or on a GPU fp8, or not, with none; what a quantized "
+            "checkpoint is, its config.json says, and auto obeys it"
         )
 
     @field_validator("dtype", mode="before")

@@ -18,6 +18,8 @@ CONFIG_VARIABLE = "TRIOSERVE_CONFIG"
 """Names another file than ``trioserve.toml`` in the working directory."""
 URL_VARIABLE = "TRIOSERVE_URL"
 """Of clients, which may share our environment."""
+WITHOUT_WGMMA_VARIABLE = "TRIOSERVE_WITHOUT_WGMMA"
+"""Of the launch functions of kernels, which read it where they run."""
 
 _FILE = "trioserve.toml"
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP)")
@@ -48,7 +50,7 @@ def read_variables(fields: Fields) -> Source:
         name.removeprefix(ENV_PREFIX).lower(): value
         for name, value in sorted(os.environ.items())
         if name.startswith(ENV_PREFIX)
-        and name not in {CONFIG_VARIABLE, URL_VARIABLE}
+        and name not in {CONFIG_VARIABLE, URL_VARIABLE, WITHOUT_WGMMA_VARIABLE}
         and not _SERVICE_LINK.search(name)
     }
     values, faults = canonical(given, fields, spell=as_variable)

@@ -16,11 +16,12 @@ from trioserve.settings.engine import EngineSettings
 from trioserve.settings.limits import LimitSettings
 from trioserve.settings.model import ModelSettings
 from trioserve.settings.places import ENV_PREFIX, read_file, read_variables
+from trioserve.settings.ranks import RANK_SECRETS, RankSettings
 from trioserve.settings.server import ServerSettings
 from trioserve.settings.state import StateSettings
 from trioserve.settings.values import SettingsGroup
 
-SECRET_VARIABLES = frozenset(ENV_PREFIX + name.upper() for name in SECRETS)
+SECRET_VARIABLES = frozenset(ENV_PREFIX + name.upper() for name in SECRETS | RANK_SECRETS)
 
 _MAX_STEP_LOGPROBS_BYTES = 192 << 20
 """What a step may say of prompts: well below the longest frame between front and works."""
@@ -28,6 +29,7 @@ _MAX_STEP_LOGPROBS_BYTES = 192 << 20
 GROUPS: tuple[type[SettingsGroup], ...] = (
     ModelSettings,
     EngineSettings,
+    RankSettings,
     LimitSettings,
     StateSettings,
     ServerSettings,
@@ -41,6 +43,7 @@ class Settings(
     ServerSettings,
     StateSettings,
     LimitSettings,
+    RankSettings,
     EngineSettings,
     ModelSettings,
 ):
@@ -68,6 +71,28 @@ class Settings(
                 f"max_logprobs = {self.max_logprobs} with max_num_batched_tokens = {self.max_num_batched_tokens} "
                 f"makes {step_bytes} bytes of prompt_logprobs a step, at most {_MAX_STEP_LOGPROBS_BYTES} can be: "
                 "lower one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_joined_ranks(self) -> Self:
+        if self.rank_listen is not None and self.num_local_ranks >= self.tensor_parallel_size:
+            raise ValueError(
+                f"rank_listen = '{self.rank_listen}' with tensor_parallel_size = {self.tensor_parallel_size} and "
+                f"{self.num_local_ranks} of them here leaves none to join: raise tensor_parallel_size or leave it out"
+            )
+        return self
+
+    @property
+    def num_local_ranks(self) -> int:
+        """Ranks on this machine."""
+        return self.tensor_parallel_size if self.rank_listen is None else self.local_ranks or 1
+
+    @model_validator(mode="after")
+    def _check_quantization_of_device(self) -> Self:
+        if self.quantization == "fp8" and self.device != "cuda":
+            raise ValueError(
+                "quantization = fp8: a CPU computes with int8 or int4 weights; ask for one of these"
             )
         return self
 

@@ -13,6 +13,21 @@ Names = Annotated[tuple[str, ...], NoDecode]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class ByDevice:
+    """A default that depends on what the ranks compute on."""
+
+    def __init__(self, cpu: int, gpu: int) -> None:
+        self._cpu = cpu
+        self._gpu = gpu
+
+    def __call__(self, settings: dict[str, Any]) -> int:
+        """The value beside ``settings``, those that come before, ``device`` among them."""
+        return self._gpu if settings["device"] == "cuda" else self._cpu
+
+    def __str__(self) -> str:
+        return f"{self._cpu}, on GPUs {self._gpu}"
+
+
 class SettingsGroup(BaseModel):
     """A heading of ``trioserve serve --help``: its docstring is the title, its attributes' docstrings the help."""
 

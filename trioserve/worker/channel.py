@@ -38,6 +38,11 @@ class Channel:
             self._ready.extend(self._reader.feed(data))
         return self._ready.popleft()
 
+    def stop_receiving(self) -> None:
+        """Let ``receive`` find the end, whoever waits in it; what is being received is lost."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
     def wait_closed(self) -> None:
         """Wait until the front has closed, whatever it still sends."""
         with suppress(OSError):

@@ -48,5 +48,5 @@ class FollowingRunner(StepRunner):
         return [[]]
 
     def _score(self, stretches: list[Stretch], hidden: torch.Tensor) -> list[PromptLogprobs]:
-        self._scorer.skip(stretches, hidden, self._model)
+        self._scorer.skip(stretches, hidden, self._model.compute_logits)
         return []

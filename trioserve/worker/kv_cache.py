@@ -74,7 +74,7 @@ def plan_num_blocks(config: WorkerConfig, bytes_per_block: int) -> int:
         )
     else:
         share = config.kv_cache_share or MEMORY_SHARE
-        num_blocks = int(available_memory_bytes() * share / config.tp_size) // bytes_per_block
+        num_blocks = int(available_memory_bytes() * share / config.num_local_ranks) // bytes_per_block
         source = f"{share:.0%} of the free memory"
         if config.kv_cache_share is None:
             num_blocks = min(num_blocks, config.max_num_seqs * blocks_per_seq + 1)

@@ -1,6 +1,5 @@
 """From a WorkerConfig to a runner that has run once."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -8,24 +7,29 @@ from typing import Final
 import torch
 
 from trioserve._speedups.exchange import Exchange
-from trioserve.core.sampling import SamplingParams
-from trioserve.core.step import Admission, LoadProgress, SlotWork, StepPlan, WorkerConfig, WorkerReady
+from trioserve.core.step import LoadProgress, WorkerConfig, WorkerReady
 from trioserve.errors import ModelError
 from trioserve.kernels.attention import implementation
-from trioserve.model.config import read_config
+from trioserve.model.config import DecoderConfig, read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
-from trioserve.model.native import QUANTIZATIONS, Crew, Quantization, obstacle, refuse_quantization
+from trioserve.model.native import Crew, obstacle, refuse_quantization
+from trioserve.model.native_matrices import QUANTIZATIONS, Quantization
 from trioserve.model.parts import Part
 from trioserve.model.ranks import ALONE, GroupRanks, Ranks, join_gloo
+from trioserve.worker.device_load import CUDA, Machine, load_device_runner
+from trioserve.worker.device_step_runner import DeviceStepRunner
 from trioserve.worker.following import FollowingRunner
 from trioserve.worker.grammars import Grammars
 from trioserve.worker.kv_cache import KVCache, allocate_kv_cache, cache_layout
 from trioserve.worker.machine import Cores, usable_cores
+from trioserve.worker.phases import Phases, Throttle
 from trioserve.worker.prices import measure_prices
 from trioserve.worker.runner import ModelRunner, StepRunner
+from trioserve.worker.warm_up import run_once
 
-_PROGRESS_EVERY_S: Final = 0.1
+_NATIVE_ONLY: Final = ("int8", "int4", "fp8")
+"""Values of settings that torch's layers on a CPU cannot obey."""
 _WARM_UP_TOKENS: Final = 16
 _WARM_UP_SEQS: Final = 64
 """Decodes of every batch size up to it are part of a full warm-up of torch's layers: the first product of each number
@@ -40,7 +44,8 @@ def load_runner(
     grammars: Grammars | None = None,
     *,
     meanwhile: Callable[[], None] = lambda: None,
-) -> tuple[StepRunner, WorkerReady]:
+    machine: Machine = CUDA,
+) -> tuple[StepRunner | DeviceStepRunner, WorkerReady]:
     """Load the model, allocate its KV cache and run a first prefill and decode, or a full warm-up if told to.
 
     Args:
@@ -48,30 +53,55 @@ def load_runner(
         started: ``time.monotonic()`` when the process began.
         grammars: Where the runner finds them; None: they are loaded and compiled when they are needed.
         meanwhile: As ``Decoder.pack`` says.
+        machine: Where the model is loaded with device "cuda".
     Raises:
         ModelError: The folder, the settings or the machine are not up to it; one sentence.
     """
-    _refuse_unsupported(config)
+    if config.device == "cuda":
+        phases = Phases(started)
+        phases.end("imports")
+        own = grammars or Grammars(config)
+        return load_device_runner(config, report, phases, own, meanwhile=meanwhile, machine=machine)
+    return load_cpu_runner(config, report, started, grammars, meanwhile=meanwhile)
+
+
+def load_cpu_runner(
+    config: WorkerConfig,
+    report: Callable[[LoadProgress], None],
+    started: float,
+    grammars: Grammars | None = None,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> tuple[StepRunner, WorkerReady]:
+    """``load_runner`` with device "cpu", by native code or torch's layers."""
     phases = Phases(started)
     phases.end("imports")
-    crew = _crew(config, usable_cores().share(config.tp_rank, config.tp_size))
+    _refuse_spread(config)
+    crew = _crew(config, usable_cores().share(config.local_rank, config.num_local_ranks))
     torch.set_num_threads(crew.num_threads)
     folder = Path(config.model_path)
     shape = read_config(folder)
     Part(config.tp_rank, config.tp_size).refuse_uneven(shape)
-    dtype = resolve_dtype(folder, shape, config.dtype)
+    dtype = _dtype(folder, shape, config)
     quantization = _quantization(config)
     refuse_quantization(shape, dtype, quantization)
+    why = obstacle(shape, dtype)
+    if why is None and config.spread is not None:
+        why = "its ranks are on several machines"
+    if config.batch_invariant and why is not None:
+        raise ModelError(
+            f"batch_invariant cannot be obeyed: {why}; leave it out, or choose another model or dtype"
+        )
     layout = cache_layout(config.kv_cache_dtype, shape, dtype)
-    ranks = _meet(config, is_native=obstacle(shape, dtype) is None)
+    ranks = _meet(config, is_native=why is None)
     sums = ranks if isinstance(ranks, GroupRanks) else None
     part = Part(ranks.tp_rank, ranks.tp_size, sums)
     model = Decoder(shape, dtype, config.max_model_len, part)
-    progress = _Throttle(report)
+    progress = Throttle(report)
     if config.load_format == "dummy":
         dummy_weights(model, config.seed, progress)
     else:
-        load_weights(model, folder, progress, may_borrow=obstacle(shape, dtype) is None)
+        load_weights(model, folder, progress, may_borrow=why is None)
     phases.end("weights mapped")
     weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
     exchange = ranks if isinstance(ranks, Exchange) else None
@@ -79,7 +109,7 @@ def load_runner(
     phases.end("packed")
     kv_cache = allocate_kv_cache(part.shape(shape), config, layout, ranks)
     runner = _runner(model, kv_cache, grammars or Grammars(config), ranks, config)
-    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=obstacle(shape, dtype) is not None)
+    _warm_up(runner, config, kv_cache.num_blocks, makes_kernels=why is not None)
     prices = (
         []
         if config.speculation is None
@@ -102,25 +132,6 @@ def load_runner(
         kv_cache_dtype=layout.name,
     )
     return runner, ready
-
-
-class Phases:
-    """Seconds of what comes one after the other."""
-
-    def __init__(self, started: float) -> None:
-        """``started``: by ``time.monotonic()``."""
-        self.seconds: dict[str, float] = {}
-        self._last = started
-
-    def end(self, name: str) -> None:
-        """What ran since the last one ended was ``name``."""
-        now = time.monotonic()
-        self.seconds[name], self._last = now - self._last, now
-
-    def total_s(self, name: str) -> float:
-        """From the start to the end of ``name``."""
-        names = list(self.seconds)
-        return sum(self.seconds[each] for each in names[: names.index(name) + 1])
 
 
 def _runner(
@@ -157,18 +168,32 @@ def _crew(config: WorkerConfig, cores: Cores) -> Crew:
     return Crew(num_threads, cores.cpus[:num_threads] if is_pinned else ())
 
 
+def _dtype(folder: Path, shape: DecoderConfig, config: WorkerConfig) -> torch.dtype:
+    """What is computed in. With auto a quantized checkpoint is in bfloat16: the float16 that most of them name is that
+    of the kernels they were made for, and here would be layers that need every matrix in 16 bits."""
+    if config.dtype == "auto" and shape.quantization is not None:
+        return torch.bfloat16
+    return resolve_dtype(folder, shape, config.dtype)
+
+
 def _quantization(config: WorkerConfig) -> Quantization:
-    for quantization in QUANTIZATIONS:
+    known: tuple[Quantization, ...] = ("auto", *QUANTIZATIONS)
+    for quantization in known:
         if quantization == config.quantization:
             return quantization
-    raise ModelError(
-        f"quantization {config.quantization} is not supported, only {', '.join(QUANTIZATIONS)} are"
-    )
+    raise ModelError(f"quantization {config.quantization} is not supported, only {', '.join(known)} are")
 
 
-def _refuse_unsupported(config: WorkerConfig) -> None:
-    if config.device != "cpu":
-        raise ModelError(f"device {config.device} is not supported, only cpu is")
+def _refuse_spread(config: WorkerConfig) -> None:
+    """See to it that ranks of several machines are not asked for what torch's layers cannot do."""
+    if config.spread is None:
+        return
+    for name, value in (("quantization", config.quantization), ("kv_cache_dtype", config.kv_cache_dtype)):
+        if value in _NATIVE_ONLY:
+            raise ModelError(
+                f"{name} {value} needs the native decoder, whose ranks share one machine's memory, and these are on "
+                "several: leave it out"
+            )
 
 
 def _meet(config: WorkerConfig, *, is_native: bool) -> Ranks:
@@ -177,60 +202,18 @@ def _meet(config: WorkerConfig, *, is_native: bool) -> Ranks:
         return ALONE
     if is_native:
         return Exchange(config.meeting_fd, config.tp_rank, config.tp_size)
-    return join_gloo(config.meeting_fd, config.tp_rank, config.tp_size)
+    return join_gloo(config.meeting_fd, config.tp_rank, config.tp_size, config.meeting_address)
 
 
 def _warm_up(runner: StepRunner, config: WorkerConfig, num_blocks: int, *, makes_kernels: bool) -> None:
     """Run prefills and decodes, so that the first requests do not pay for what is made on first use: memory for the
     largest step, and kernels where they are made for a number of rows."""
-    _run_once(runner, config, num_blocks, num_seqs=1, num_tokens=_WARM_UP_TOKENS)
+    run_once(runner.run, config, num_blocks, num_seqs=1, num_tokens=_WARM_UP_TOKENS)
     if config.use_warmup:
         for num_seqs in (config.max_num_seqs, 1):
-            _run_once(runner, config, num_blocks, num_seqs=num_seqs, num_tokens=config.max_num_batched_tokens)
+            run_once(
+                runner.run, config, num_blocks, num_seqs=num_seqs, num_tokens=config.max_num_batched_tokens
+            )
     if config.use_warmup and makes_kernels:
         for num_seqs in range(min(_WARM_UP_SEQS, config.max_num_seqs), 0, -1):
-            _run_once(runner, config, num_blocks, num_seqs=num_seqs, num_tokens=num_seqs)
-
-
-def _run_once(
-    runner: StepRunner, config: WorkerConfig, num_blocks: int, *, num_seqs: int, num_tokens: int
-) -> None:
-    """Compute ``num_tokens`` of prompts in one step and one token for each of ``num_seqs`` in the next.
-
-    Every other sequence is sampled and not greedy. The prompts are shorter where the blocks or the context are.
-    """
-    per_seq = min(num_blocks // num_seqs * config.block_size, config.max_model_len) - 1
-    length = min(num_tokens // num_seqs, per_seq)
-    if length < 1:
-        return
-    num_blocks_each = -(-(length + 1) // config.block_size)
-    slots = range(num_seqs)
-    admitted = [
-        Admission(
-            slot=slot,
-            seq_id=slot,
-            token_ids=[0] * length,
-            num_prompt_tokens=length,
-            num_computed_tokens=0,
-            block_table=list(range(slot * num_blocks_each, (slot + 1) * num_blocks_each)),
-            params=SamplingParams(max_tokens=2, temperature=float(slot % 2), top_p=0.9),
-        )
-        for slot in slots
-    ]
-    runner.run(StepPlan(-3, [], admitted, [SlotWork(slot, length, []) for slot in slots]))
-    runner.run(StepPlan(-2, [], [], [SlotWork(slot, 1, []) for slot in slots]))
-    runner.run(StepPlan(-1, list(slots), [], []))
-
-
-class _Throttle:
-    """Passes on progress no more often than is pleasant to watch."""
-
-    def __init__(self, report: Callable[[LoadProgress], None]) -> None:
-        self._report = report
-        self._next_s = 0.0
-
-    def __call__(self, loaded_bytes: int, total_bytes: int) -> None:
-        now = time.monotonic()
-        if now >= self._next_s or loaded_bytes == total_bytes:
-            self._next_s = now + _PROGRESS_EVERY_S
-            self._report(LoadProgress(loaded_bytes, total_bytes))
+            run_once(runner.run, config, num_blocks, num_seqs=num_seqs, num_tokens=num_seqs)

@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import signal
+import sys
 from typing import Final
 
 from trioserve.core.confinement import die_with_parent
@@ -27,3 +28,15 @@ def become_rank() -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGQUIT, all_threads=True)
     die_with_parent()
+
+
+def leave(code: int) -> int:
+    """``code``, for a process that may end in good order; where its ranks meet over NCCL it ends here and now.
+
+    NCCL's destructors wait for the other ranks, which may be gone; nothing of this process is worth waiting for.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(code)
+    return code

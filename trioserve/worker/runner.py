@@ -56,7 +56,7 @@ class StepRunner(ABC):
         self._slots = SlotTable(
             max_num_seqs, max_model_len, block_size, kv_cache.num_blocks, model.config.vocab_size
         )
-        self._scorer = PromptScorer(max_num_seqs)
+        self._scorer = PromptScorer(max_num_seqs, model.config.vocab_size)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -226,7 +226,7 @@ class ModelRunner(StepRunner):
         return rounds
 
     def _score(self, stretches: list[Stretch], hidden: torch.Tensor) -> list[PromptLogprobs]:
-        return self._scorer.score(stretches, hidden, self._model, self._slots)
+        return self._scorer.score(stretches, hidden, self._model.compute_logits, self._slots)
 
     def _sample(self, hidden: torch.Tensor, slots: NDArray[np.int64]) -> list[SampledToken]:
         """Choose, append and report a token for each of ``slots``, the rows of ``hidden``, and what must follow it."""

@@ -1,6 +1,6 @@
 """Scores prompts: the log probabilities of their tokens, chunk by chunk as they are computed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trioserve.core.step import Admission, PromptLogprobs
-from trioserve.model.decoder import Decoder
 from trioserve.sampling.logprobs import Scores, rank_of, score
 from trioserve.worker.slots import SlotTable
 
+MakeLogits = Callable[[Tensor], Tensor]
+"""[num_rows, hidden_size] -> [num_rows, vocab_size]"""
 _NOT: Final = -1
 _PIECE_VALUES: Final = 1 << 23
 """Logits that are made together: 32 MiB of them."""
@@ -31,7 +32,8 @@ class Stretch(NamedTuple):
 class PromptScorer:
     """Knows which slots hold a prompt to be scored; a step without any costs one look at an array."""
 
-    def __init__(self, max_num_seqs: int) -> None:
+    def __init__(self, max_num_seqs: int, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
         self._num_top = np.full(max_num_seqs, _NOT)
         """[max_num_seqs], alternatives to name at each position"""
         self._num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
@@ -61,9 +63,11 @@ class PromptScorer:
         return found
 
     def score(
-        self, stretches: Sequence[Stretch], hidden: Tensor, model: Decoder, table: SlotTable
+        self, stretches: Sequence[Stretch], hidden: Tensor, make_logits: MakeLogits, table: SlotTable
     ) -> list[PromptLogprobs]:
         """The log probabilities of all stretches, whose hidden states are the rows of ``hidden``, one after the other.
+
+        ``make_logits`` must leave them on the host.
 
         The logits of a whole chunk would be several hundred MB, so they are made piece by piece.
         """
@@ -72,7 +76,9 @@ class PromptScorer:
             rows = hidden[row : row + stretch.num_tokens]
             row += stretch.num_tokens
             targets = table.token_ids[stretch.slot, stretch.start : stretch.start + stretch.num_tokens]
-            scores, ranks = _scores(model, rows, targets, int(self._num_top[stretch.slot]))
+            scores, ranks = _scores(
+                make_logits, rows, targets, int(self._num_top[stretch.slot]), self._vocab_size
+            )
             records.append(
                 PromptLogprobs(
                     seq_id=int(table.seq_ids[stretch.slot]),
@@ -85,28 +91,28 @@ class PromptScorer:
             )
         return records
 
-    def skip(self, stretches: Sequence[Stretch], hidden: Tensor, model: Decoder) -> None:
+    def skip(self, stretches: Sequence[Stretch], hidden: Tensor, make_logits: MakeLogits) -> None:
         """Have part in the logits that ``score`` takes on another rank."""
         row = 0
         for stretch in stretches:
-            for _ in _logits_of(model, hidden[row : row + stretch.num_tokens]):
+            for _ in _logits_of(make_logits, hidden[row : row + stretch.num_tokens], self._vocab_size):
                 pass
             row += stretch.num_tokens
 
 
-def _logits_of(model: Decoder, hidden: Tensor) -> Iterator[Tensor]:
+def _logits_of(make_logits: MakeLogits, hidden: Tensor, vocab_size: int) -> Iterator[Tensor]:
     """Logits of all rows, piece by piece, each of use until the next."""
-    step = max(1, _PIECE_VALUES // model.config.vocab_size)
+    step = max(1, _PIECE_VALUES // vocab_size)
     for start in range(0, len(hidden), step):
-        yield model.compute_logits(hidden[start : start + step])
+        yield make_logits(hidden[start : start + step])
 
 
 def _scores(
-    model: Decoder, hidden: Tensor, targets: NDArray[np.int32], num_top: int
+    make_logits: MakeLogits, hidden: Tensor, targets: NDArray[np.int32], num_top: int, vocab_size: int
 ) -> tuple[list[Scores], list[int]]:
     """Of each target, and its rank."""
     scores, ranks = [], []
-    rows = (row for piece in _logits_of(model, hidden) for row in piece.float().numpy())
+    rows = (row for piece in _logits_of(make_logits, hidden, vocab_size) for row in piece.float().numpy())
     for row, target in zip(rows, targets.tolist(), strict=True):
         scores.append(score(row, target, num_top))
         ranks.append(rank_of(row, target))

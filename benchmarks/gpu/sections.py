@@ -1,0 +1,30 @@
+"""The parts of ``benchmarks.gpu``, in order; ``python -m benchmarks.gpu.sections NAME FILE`` runs one."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from benchmarks.gpu import attention, ceilings, correctness, kernels, ranks
+from benchmarks.gpu.report import Report
+
+SECTIONS: Final[Mapping[str, Callable[[Report], None]]] = {
+    "ceilings": ceilings.measure,
+    "correctness": correctness.measure,
+    "attention": attention.measure,
+    "kernels": kernels.measure,
+    "ranks": ranks.measure,
+}
+
+
+def main() -> None:
+    name, path = sys.argv[1:]
+    SECTIONS[name](Report(Path(path)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as exc:
+        sys.exit(f"{exc}")
