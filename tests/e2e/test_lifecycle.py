@@ -71,7 +71,7 @@ def all_gone(pids: list[int]) -> bool:
 def test_from_start_to_end_everyone_is_told_the_state_and_nothing_is_lost(
     tmp_path: Path, way: str, whom: str, signum: signal.Signals
 ) -> None:
-    with loading_server(tmp_path / "log", way, drain_delay_s=1.5, drain_timeout_s=60) as (server, _):
+    with loading_server(tmp_path / "log", way, drain_delay_s=3, drain_timeout_s=60) as (server, _):
         assert probed(server) == (200, 503, 200, "starting")
         refused = httpx.post(server.url + "/v1/completions", json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
@@ -80,17 +80,20 @@ def test_from_start_to_end_everyone_is_told_the_state_and_nothing_is_lost(
         wait_until(lambda: probed(server) == (200, 200, 200, "ready"), 60, lambda: server.log)
         server.wait_ready()
         family = descendants(server.process.pid)
-        stream, idle = started(server, max_tokens=4000), connections_at_rest(server, 200)
-        late = {path: Late(server, path) for path in ("/live", "/ready", "/v1/completions")}
-        send(server, signum, whom)
-        wait_until(lambda: probed(server) == (200, 503, 200, "lame_duck"), 1.4, lambda: str(probed(server)))
+        stream = started(server, max_tokens=1500)
+        with server.paused():
+            idle = connections_at_rest(server, 200)
+            late = {path: Late(server, path) for path in ("/live", "/ready", "/v1/completions")}
+            send(server, signum, whom)
+            wait_until(lambda: probed(server) == (200, 503, 200, "lame_duck"), 3, lambda: server.log)
         served = httpx.post(server.url + "/v1/completions", json=BODY)
         assert (served.status_code, served.headers["connection"]) == (200, "close")
-        wait_until(lambda: refuses(server), 10, lambda: "new connections are still taken")
-        closed_at = time.monotonic()
-        assert [sock.recv(1) for sock in idle] == [b""] * 200
-        assert time.monotonic() - closed_at < 1
-        answers = {path: each.finish() for path, each in late.items()}
+        with server.paused():
+            wait_until(lambda: refuses(server), 10, lambda: "new connections are still taken")
+            closed_at = time.monotonic()
+            assert [sock.recv(1) for sock in idle] == [b""] * 200
+            assert time.monotonic() - closed_at < 1
+            answers = {path: each.finish() for path, each in late.items()}
         assert [answer.status for answer in answers.values()] == [200, 503, 503]
         assert {answer.headers["connection"] for answer in answers.values()} == {"close"}
         assert answers["/v1/completions"].headers["retry-after"] == "1"
