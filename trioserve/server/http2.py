@@ -18,11 +18,11 @@ from typing import Final
 import h2.errors
 import h2.events
 import h2.exceptions
-import priority
 from hypercorn.events import Closed, Event
 from hypercorn.protocol.events import EndBody, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BufferCompleteError, H2Protocol, StreamBuffer
+from priority.priority import PriorityError
 
 from trioserve.server.target import is_method, origin_form
 
@@ -96,7 +96,7 @@ class Http2Protocol(H2Protocol):
                 return
             try:
                 await super()._handle_events([event])
-            except priority.PriorityError:
+            except PriorityError:
                 await self._leave_out(event)
         await self._flush()
 
