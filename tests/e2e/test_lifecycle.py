@@ -131,14 +131,14 @@ def test_a_signal_to_a_server_that_is_still_being_imported_ends_it(
     tmp_path: Path, way: str, whom: str, signum: signal.Signals
 ) -> None:
     with running_server(tmp_path / "log", command=COMMANDS[way], wait_ready=False) as server:
-        wait_until(lambda: takes(server, signum), 20, lambda: "signals are not taken")
+        wait_until(lambda: takes_signals(server), 20, lambda: "signals are not taken")
         send(server, signum, whom)
         assert server.wait(20) == 0
     assert "Traceback" not in server.log
 
 
-def takes(server: Server, signum: signal.Signals) -> bool:
-    """Whether the process that the shell has started has a handler of its own for a signal; Python's is for SIGINT."""
+def takes_signals(server: Server) -> bool:
+    """Whether the process that the shell has started handles SIGTERM; SIGINT Python handles from the start."""
     status = Path(f"/proc/{server.process.pid}/status").read_text("utf-8")
     return bool(int(status.partition("SigCgt:")[2].split()[0], 16) & 1 << (signal.SIGTERM - 1))
 
