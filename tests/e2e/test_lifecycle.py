@@ -180,9 +180,8 @@ def test_the_second_signal_aborts_and_the_third_does_not_wait_for_who_does_not_r
     wait_until(lambda: all_gone(family), 5, lambda: f"left behind: {family}")
 
 
-@pytest.mark.parametrize("way", OURS)
-def test_what_does_not_read_holds_up_an_abort_for_five_seconds_at_most(tmp_path: Path, way: str) -> None:
-    with running_server(tmp_path / "log", command=COMMANDS[way], settings={"drain_timeout_s": 0.2}) as server:
+def test_what_does_not_read_holds_up_an_abort_for_five_seconds_at_most(tmp_path: Path) -> None:
+    with running_server(tmp_path / "log", command=TRIOSERVE, settings={"drain_timeout_s": 0.2}) as server:
         with stalled_reader(server):
             server.terminate()
             assert exit_code(server, within_s=12) == 75
@@ -228,7 +227,7 @@ def lose_the_rank(server: Server) -> int:
     return held
 
 
-@pytest.mark.parametrize("way", ["trioserve serve", "two workers", "hypercorn -w 0"])
+@pytest.mark.parametrize("way", OURS)
 def test_a_server_that_has_failed_says_so_to_whoever_is_there_and_ends_with_70(
     tmp_path: Path, way: str
 ) -> None:
