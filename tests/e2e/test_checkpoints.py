@@ -1,7 +1,6 @@
 """Checkpoints of others: a Hugging Face folder is served as transformers computes it."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,64 +60,25 @@ def test_greedy_tokens_are_those_of_transformers(folder: Path, tmp_path: Path) -
         assert (chat.status_code, chat.json()["error"]["code"]) == (400, "no_chat_template")
 
 
-def cut_short(path: Path, num_bytes: int) -> None:
-    path.write_bytes(path.read_bytes()[:-num_bytes])
-
-
-def without_weights(folder: Path) -> None:
-    for path in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
-        path.unlink()
-
-
-def with_pickles(folder: Path) -> None:
-    without_weights(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"anything")
-
-
-def of_another_size(folder: Path) -> None:
-    path = folder / "config.json"
-    path.write_text(path.read_text().replace('"hidden_size": 64', '"hidden_size": 128'))
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "weights that are cut short": (
-        lambda folder: cut_short(min(folder.glob("*.safetensors")), 1000),
-        "model-00001",
-    ),
-    "a head that is cut short": (
-        lambda folder: min(folder.glob("*.safetensors")).write_bytes(b"\x08\0\0"),
-        "model-00001",
-    ),
-    "noise for weights": (
-        lambda folder: min(folder.glob("*.safetensors")).write_bytes(b"\xff" * 999),
-        "model-00001",
-    ),
-    "a file that is not there": (lambda folder: min(folder.glob("*.safetensors")).unlink(), "model-00001"),
-    "no weights": (without_weights, "holds no weights"),
-    "pickles": (with_pickles, "safetensors"),
-    "weights of another size": (of_another_size, "embed_tokens"),
-    "a config that is cut short": (lambda folder: cut_short(folder / "config.json", 40), "config.json"),
-    "a tokenizer that is cut short": (
-        lambda folder: cut_short(folder / "tokenizer.json", 40),
-        "tokenizer.json",
-    ),
-    "an index that is none": (
-        lambda folder: cut_short(folder / "model.safetensors.index.json", 40),
-        "index.json",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_folder_stops_the_start_with_its_reason(folder: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [("truncate", "model-00001"), ("remove", "holds no weights"), ("pickle", "safetensors")],
+)
+def test_a_damaged_folder_stops_the_start_with_its_reason(
+    folder: Path, tmp_path: Path, damage: str, sentence: str
+) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
-    do_damage, sentence = DAMAGES[name]
-    do_damage(broken)
+    first = min(broken.glob("*.safetensors"))
+    if damage == "truncate":
+        first.write_bytes(first.read_bytes()[:-1000])
+    else:
+        for path in [*broken.glob("*.safetensors"), broken / "model.safetensors.index.json"]:
+            path.unlink()
+    if damage == "pickle":
+        (broken / "pytorch_model.bin").write_bytes(b"anything")
     with running_server(
         tmp_path / "log", command=TRIOSERVE, settings={"model": broken}, wait_ready=False
     ) as server:
         assert server.wait(30) == 78
-    (reason,) = [line for line in server.log.splitlines() if '"critical"' in line]
-    assert sentence in reason
-    assert "Traceback" not in server.log
+    assert sentence in server.log
