@@ -63,7 +63,8 @@ class DeviceTables:
             **self._lists(num_slots, USUAL_ENTRIES),
             penalties=self._packed.device["penalties"],
             allowed=self._full((num_slots, num_words), 0, torch.int32),
-            counts=self._full((num_slots, vocab_size), 0, torch.uint16),
+            # few operations of torch know uint16 on every device; zeros are zeros
+            counts=self._full((num_slots, vocab_size), 0, torch.int16).view(torch.uint16),
         )
         self.wide: SlotTables | None = None
         """The same with room for more bans and biases, once a sequence has needed that."""
