@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 
 from tests.emu.emulated_device import EmulatedDevice
 from tests.model.checkpoints import Checkpoints, prompt_of
-from tests.worker.device_front import SMALL, on
+from tests.worker.device_front import SMALL, load_on, on
 from tests.worker.driver import Front, worker_config
 from tests.worker.wire import DEADLINE_S, Wire
 from trioserve.core.step import (
@@ -71,6 +72,19 @@ def test_results_come_in_the_order_of_plans_that_lie_in_the_socket(
         assert [len(result.sampled) for result in results] == [1] * 7 + [0]
         assert all(0 < result.step_s < DEADLINE_S for result in results)
     assert exit_codes == [0]
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_the_kv_cache_gets_what_the_largest_step_and_graphs_leave(
+    device: EmulatedDevice, config: WorkerConfig, enforce_eager: bool
+) -> None:
+    total = 64 << 20
+    changes = {"num_blocks": None, "gpu_memory_utilization": 0.5, "enforce_eager": enforce_eager}
+    small = EmulatedDevice(device.emulator, total_bytes=total)
+    _, ready = load_on(small, structs.replace(config, **changes))
+    assert 0.2 * total < ready.kv_cache_bytes < 0.5 * total
+    assert ready.num_graphs == (0 if enforce_eager else 16)
+    assert ("no graphs" in ready.decoder) is enforce_eager
 
 
 def test_a_device_that_fails_is_told_and_ends_the_rank(
