@@ -33,6 +33,7 @@ class EmulatedDevice:
     name = "emulated GPU"
 
     def __init__(self, gpu: Gpu, *, total_bytes: int = 4 << 30) -> None:
+        self.emulator = gpu
         self.gpu: Gpu = _RecordingGpu(self, gpu)
         self.num_waits = 0
         """Times that somebody waited for what was not done yet."""
@@ -58,7 +59,8 @@ class EmulatedDevice:
         return peak_bytes
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
+        with self._unrecorded():  # memory is there at once
+            return torch.empty(shape, dtype=dtype)
 
     def record(self, *, timed: bool = False) -> "EmulatedEvent":
         event = EmulatedEvent(self, timed=timed)
@@ -100,10 +102,10 @@ class EmulatedDevice:
 
     def run_until(self, number: int) -> None:
         """The same, and nobody waits."""
-        with self._running, self._unrecorded():
+        with self._running, self._unrecorded(), torch.inference_mode():
             while self._num_done < number:
-                self._queue.pop(0)()
                 self._num_done += 1
+                self._queue.pop(0)()
 
     def is_done(self, number: int) -> bool:
         return self._num_done >= number

@@ -25,6 +25,7 @@ from trioserve.worker.device_runner import DeviceRunner, FollowingDeviceRunner
 from trioserve.worker.device_step_runner import DeviceShape, DeviceStepRunner
 from trioserve.worker.grammars import Grammars
 from trioserve.worker.phases import Phases, Throttle
+from trioserve.worker.swap_space import SwapSpace, plan_host_blocks
 from trioserve.worker.warm_up import run_once
 
 _SCALE_BYTES: Final = 4
@@ -58,13 +59,13 @@ def load_device_runner(
     """
     if config.speculation is not None:
         raise ModelError("speculative_config cannot be obeyed on a GPU: leave it out, or set device to cpu")
+    device = machine.open_device(config)
     folder = Path(config.model_path)
     shape = read_config(folder)
     Part(config.tp_rank, config.tp_size).refuse_uneven(shape)
     dtype = resolve_dtype(folder, shape, config.dtype)
     if why := device_obstacle(shape, dtype):
         raise ModelError(f"a GPU cannot run this model: {why}; choose another dtype, or set device to cpu")
-    device = machine.open_device(config)
     ranks, sums = (ALONE, None) if config.tp_size == 1 else machine.meet(config, device, dtype)
     phases.end("device")
     meanwhile()
@@ -150,10 +151,18 @@ class _Loaded(NamedTuple):
         run_once(runner.run, config, self._probe_blocks, num_seqs=1, num_tokens=_WARM_UP_TOKENS)
         phases.end("kernels")
         num_blocks = self.ranks.least(
-            plan_device_blocks(self.device, config, self.bytes_per_block, lambda: self._run_largest(runner))
+            plan_device_blocks(
+                self.device,
+                config,
+                self.bytes_per_block,
+                partial(self._run_largest, runner),
+                lent_blocks=self._probe_blocks,
+            )
         )
+        num_host_blocks = self.ranks.least(plan_host_blocks(config, self.bytes_per_block))
         runner.use([])
-        runner.use(self._caches(num_blocks))
+        caches = self._caches(num_blocks)
+        runner.use(caches, SwapSpace(caches, num_host_blocks, self.device) if num_host_blocks else None)
         phases.end("KV cache")
         graphs_bytes = self._capture(runner, report)
         phases.end("graphs")
@@ -169,6 +178,7 @@ class _Loaded(NamedTuple):
             phases_s=phases.seconds,
             kv_cache_dtype=self._kv_dtype_name,
             device=self.device.name,
+            num_host_blocks=num_host_blocks,
             num_graphs=runner.num_graphs,
         )
         return runner, ready

@@ -140,6 +140,20 @@ class DeviceStepRunner(ABC):
         with self._nobody():
             self._graphs.try_largest(self._shape.max_num_seqs)
 
+    @torch.inference_mode()
+    def decode_again(self, num_seqs: int, times: int) -> float:
+        """Seconds that the graphs of the last step, which decoded ``num_seqs``, take where nobody starts them late:
+        the mean of so many times. The sequences are of no use then."""
+        bucket = self._graphs.bucket_for(num_seqs)
+        assert bucket is not None, "there are no graphs of so many rows"
+        began = self._device.record(timed=True)
+        for _ in range(times):
+            self._graphs.forward(bucket)
+            self._graphs.choose(bucket, Choice.PLAIN)
+        ended = self._device.record(timed=True)
+        ended.wait()
+        return ended.seconds_since(began) / times
+
     @contextmanager
     def _nobody(self) -> Iterator[None]:
         """Rows that only fill a step are sent; what is started inside is done at the end."""
