@@ -53,7 +53,7 @@ def measure_gap(runner: DeviceStepRunner, block_size: int, num_seqs: int, num_st
             if number >= _IN_FLIGHT - 1:
                 done.get()
     ends, runner.timeline = runner.timeline, None
-    periods = [end.seconds_since(before) for before, end in pairwise(ends[-num_steps:])]
+    periods = [after.end.seconds_since(before.end) for before, after in pairwise(ends[-num_steps:])]
     return Gap(statistics.median(periods) * 1e6, runner.decode_again(num_seqs, num_steps) * 1e6)
 
 

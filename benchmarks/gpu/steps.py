@@ -93,7 +93,7 @@ def load(model: Model, *, batch_invariant: bool = False) -> tuple[DeviceStepRunn
     return runner, ready
 
 
-def config_for(folder: str, batch: int, *, batch_invariant: bool) -> WorkerConfig:
+def config_for(folder: str, batch: int, *, batch_invariant: bool = False) -> WorkerConfig:
     """What it is told first."""
     return WorkerConfig(
         model_path=folder,

@@ -38,6 +38,8 @@ class EmulatedDevice:
         self.num_waits = 0
         """Times that somebody waited for what was not done yet."""
         self.num_replays = 0
+        self.graphs_bytes = 0
+        """Of the tensors that graphs have made for themselves."""
         self.launched: set[str] = set()
         """Kernels that have run, and so are built and loaded."""
         self._total_bytes = total_bytes
@@ -57,6 +59,11 @@ class EmulatedDevice:
             work()
         peak_bytes: int = meter.peak_bytes
         return peak_bytes
+
+    def kept_bytes(self, work: Callable[[], object]) -> int:
+        before = self.graphs_bytes
+        work()
+        return self.graphs_bytes - before
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         with self._unrecorded():  # memory is there at once
@@ -197,6 +204,10 @@ class _RecordingGpu:
     def num_multiprocessors(self) -> int:
         return self._gpu.num_multiprocessors
 
+    @property
+    def architecture(self) -> str:
+        return self._gpu.architecture
+
     def launch(
         self,
         kernel: Kernel,
@@ -240,6 +251,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # theirs
             self._device.do(lambda: func(*args, **kwargs))
             return self._changed(func, args, kwargs)
         made = tree_map(_empty_like, func(*_to_meta(args), **_to_meta(kwargs)))
+        if self._device.is_capturing:
+            self._device.graphs_bytes += sum(x.nbytes for x in tree_iter(made) if isinstance(x, Tensor))
         self._device.do(lambda: _fill(made, func(*args, **kwargs)))
         return made
 

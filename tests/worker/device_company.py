@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from trioserve.worker.device_load import Machine
 from trioserve.worker.device_step_runner import DeviceStepRunner
 from trioserve.worker.load import load_runner
 
+T = TypeVar("T")
+
 
 class Meeting:
     """Where each rank leaves something and takes what all have left."""
@@ -32,7 +34,7 @@ class Meeting:
         self._barrier = threading.Barrier(tp_size)
         self._left: list[Any] = [None] * tp_size
 
-    def meet(self, tp_rank: int, thing: Any) -> list[Any]:
+    def meet(self, tp_rank: int, thing: T) -> list[T]:
         self._left[tp_rank] = thing
         self._barrier.wait(DEADLINE_S)
         found = list(self._left)
@@ -95,6 +97,7 @@ class DeviceCompany:
         self._threads = threads
 
     def run(self, plan: StepPlan) -> StepResult:
+        first: StepResult
         first, *others = self._threads.map(lambda runner: runner.run(plan), self.runners, timeout=DEADLINE_S)
         assert all(other.sampled == [] for other in others)
         own = self.runners[0]

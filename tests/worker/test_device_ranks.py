@@ -2,24 +2,16 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 import trioserve.builtin
 from tests.emu.emulated_device import EmulatedDevice
-from tests.emu.works import make_device
 from tests.model.checkpoints import Checkpoints, prompt_of
 from tests.worker.device_company import device_company
 from tests.worker.device_front import device_front
 from tests.worker.test_grammars import PERSON, PROMPT, SETTINGS, json_grammar
 from tests.worker.test_grammars import params as grammar_params
 from trioserve.core.sampling import SamplingParams
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
-    torch.set_num_threads(1)
-    return make_device(tmp_path_factory.mktemp("kernels"), "fp16")
 
 
 def test_two_ranks_give_the_tokens_of_one(device: EmulatedDevice, wide_checkpoints: Checkpoints) -> None:

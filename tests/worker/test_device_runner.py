@@ -1,6 +1,8 @@
 """Step plans on an emulated device: the tokens are those of torch's layers on the CPU, however steps are started."""
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -8,7 +10,6 @@ from msgspec import structs
 
 import trioserve.builtin
 from tests.emu.emulated_device import EmulatedDevice
-from tests.emu.works import make_device
 from tests.model.checkpoints import Checkpoints, prompt_of
 from tests.worker.device_front import SMALL, device_front
 from tests.worker.driver import GREEDY, Front
@@ -22,12 +23,6 @@ from trioserve.core.step import Admission, SlotWork, StepPlan
 
 MODEL = "qwen3-tied"
 BUILTIN = Path(trioserve.builtin.__file__).parent / "model"
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
-    torch.set_num_threads(1)
-    return make_device(tmp_path_factory.mktemp("kernels"), "fp16")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +44,12 @@ def thinking(max_tokens: int) -> ThinkingBudget:
     )
 
 
-def both(folder: Path, device: EmulatedDevice, **changes: object) -> tuple[Front, Front]:
+def both(folder: Path, device: EmulatedDevice, **changes: Any) -> tuple[Front, Front]:
     """A front over the device, and one over the CPU."""
     torch.set_num_threads(1)
-    return device_front(folder, device, **changes)[0], Front.of(folder, **SMALL | changes)
+    return device_front(folder, device, **changes)[0], Front.of(
+        folder, **cast("dict[str, Any]", SMALL | changes)
+    )
 
 
 def test_greedy_tokens_are_those_of_the_cpu_in_every_way_to_compute_them(
@@ -172,19 +169,73 @@ def test_steps_that_are_started_before_others_are_done_give_the_same_tokens(
     assert waits == [0, len(plans)]
 
 
+def test_memory_that_is_written_again_too_early_shows(
+    folder: Path, device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted fault: all steps under way share a region."""
+    front, runner = device_front(folder, device)
+    front.admit(0, prompt_of(12, seed=0))
+    front.step(s0=12)
+    shared = runner._staging.take()
+    monkeypatch.setattr(runner._staging, "take", lambda: shared)
+    monkeypatch.setattr(runner._staging, "give_back", lambda region: region.clear())
+    monkeypatch.setattr(shared, "clear", lambda: None)
+    plans = [front.plan(s0=1) for _ in range(3)]
+    with device.deferring():
+        started = []
+        for plan in plans:
+            shared._taken_bytes = 0
+            started.append(runner.launch(plan))
+        found = [sample.token_id for pending in started for sample in pending.result().sampled]
+    expected, _ = device_front(folder, device)
+    expected.admit(0, prompt_of(12, seed=0))
+    expected.step(s0=12)
+    expected.decode(3, 0)
+    assert found != expected.outputs[0][1:]
+
+
 def test_a_decode_that_is_bound_waits_for_its_own_result_alone(folder: Path, device: EmulatedDevice) -> None:
     front, runner = device_front(folder, device)
+    front.admit(0, prompt_of(12, seed=0), WISHES["greedy"])
+    front.admit(1, prompt_of(12, seed=1), WISHES["bad runs"])
+    plans = [front.plan(s0=12, s1=11), front.plan(s0=1, s1=1), front.plan(s0=1), front.plan(s0=1, s1=1)]
+    waits = []
     with device.deferring():
-        front.admit(0, prompt_of(12, seed=0), WISHES["greedy"])
-        front.admit(1, prompt_of(12, seed=1), WISHES["bad runs"])
-        started = [runner.launch(front.plan(s0=12, s1=11))]
-        before = device.num_waits
-        started.append(runner.launch(front.plan(s0=1, s1=1)))
-        assert device.num_waits == before + 1
-        started.append(runner.launch(front.plan(s0=1)))
-        assert device.num_waits == before + 1
-        for pending in started:
-            front.take(pending.result())
+        started = []
+        for plan in plans:
+            before = device.num_waits
+            started.append(runner.launch(plan))
+            waits.append(device.num_waits - before)
+        results = [pending.result() for pending in started]
+    assert waits == [0, 1, 0, 1]
+    assert [[sample.slot for sample in result.sampled] for result in results] == [[0], [0, 1], [0], [0, 1]]
+
+
+def test_guesses_change_nothing_but_the_number_of_steps(folder: Path, device: EmulatedDevice) -> None:
+    """Beside sequences that guess none, with counts, bans and log probabilities."""
+    repeating = [7, 8, 9, 10, 11] * 4
+    wishes = [
+        params(),
+        params(logit_bias=tuple((token_id, 9.0) for token_id in repeating[:5]), frequency_penalty=0.8),
+        params(temperature=0.7, seed=3, logprobs=2, logit_bias=((7, 8.0), (8, 8.0))),
+        params(bad_words=((7, 8),), logit_bias=((7, 8.0), (8, 8.0), (9, 8.0))),
+    ]
+    found = []
+    for num_drafts in (0, 4):
+        front, _ = device_front(folder, device, num_drafts=num_drafts)
+        for slot, wish in enumerate(wishes):
+            front.admit(slot, repeating, wish)
+            front.step(**{f"s{slot}": len(repeating)})
+        front.decode(14, *range(len(wishes)))
+        found.append(front)
+    plain, guessing = found
+    assert guessing.num_right > 10
+    assert guessing.num_guessed > guessing.num_right
+    for slot in range(len(wishes)):
+        assert guessing.outputs[slot][:15] == plain.outputs[slot]
+    for own, theirs in zip(guessing.samples[2], plain.samples[2], strict=False):
+        assert own.logprobs is not None and theirs.logprobs is not None
+        assert own.logprobs.logprob == pytest.approx(theirs.logprobs.logprob, abs=0.02)
 
 
 def test_a_preempted_sequence_goes_on_as_if_nothing_had_been(folder: Path, device: EmulatedDevice) -> None:
@@ -291,4 +342,7 @@ def test_times_are_of_the_device_for_who_asks(folder: Path, device: EmulatedDevi
     front.step(s0=5)
     front.decode(2, 0)
     first, *others = runner.timeline
-    assert all(event.seconds_since(first) > 0 for event in others)
+    assert len(others) == 2
+    for before, after in pairwise([first, *others]):
+        assert after.start.seconds_since(before.end) > 0
+        assert after.end.seconds_since(after.start) > 0
