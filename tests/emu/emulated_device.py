@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import FakeWork, Work
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -237,6 +238,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # theirs
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "c10d":
+            self._device.do(lambda: _meet(func, args, kwargs))
+            return _promised(func, args)
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:  # in inference mode what is made of other operations comes here whole
                 return func.decompose(*args, **kwargs)
@@ -267,6 +271,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # theirs
         ]
         count = len(func._schema.returns)
         return found[0] if count == 1 else tuple(found) if count else None
+
+
+def _meet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Do something with other ranks, and wait for them."""
+    for found in tree_iter(func(*args, **kwargs)):
+        if isinstance(found, torch.ScriptObject):
+            Work.unbox(found).wait()
+
+
+def _promised(func: Any, args: tuple[Any, ...]) -> Any:
+    """What it returns before it is done: the tensors that it will write, which are its first argument, and its work."""
+    work = FakeWork().boxed()
+    return (args[0], work) if len(func._schema.returns) == 2 else work
 
 
 def _to_meta(values: Any) -> Any:
