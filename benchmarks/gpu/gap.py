@@ -44,11 +44,11 @@ class Gap(NamedTuple):
 
 def measure_gap(runner: DeviceStepRunner, block_size: int, num_seqs: int, num_steps: int) -> Gap:
     """Decode ``num_seqs`` sequences for so many steps; slots and blocks are taken from 0 on."""
-    plans = _plans(block_size, num_seqs, num_steps + _SETTLING)
+    steps = plans(block_size, num_seqs, num_steps + _SETTLING)
     runner.timeline = []
     done = SimpleQueue[StepResult]()
     with AnswerThread(runner, done.put, lambda: None) as answers:
-        for number, plan in enumerate(plans):
+        for number, plan in enumerate(steps):
             answers.start(plan)
             if number >= _IN_FLIGHT - 1:
                 done.get()
@@ -57,17 +57,17 @@ def measure_gap(runner: DeviceStepRunner, block_size: int, num_seqs: int, num_st
     return Gap(statistics.median(periods) * 1e6, runner.decode_again(num_seqs, num_steps) * 1e6)
 
 
-def _plans(block_size: int, num_seqs: int, num_steps: int) -> list[StepPlan]:
+def plans(block_size: int, num_seqs: int, num_steps: int) -> list[StepPlan]:
     """Prompts, one a step, and then decodes of all, greedy and seeded in turn."""
     per_seq = -(-(_PROMPT + num_steps + 1) // block_size)
-    plans = []
+    found = []
     for slot in range(num_seqs):
         params = SamplingParams(max_tokens=1 << 20, temperature=float(slot % 2), top_p=0.95, seed=slot)
         blocks = list(range(slot * per_seq, (slot + 1) * per_seq))
         admission = Admission(slot, slot, [slot + 1] * _PROMPT, _PROMPT, 0, blocks, params)
-        plans.append(StepPlan(slot, [], [admission], [SlotWork(slot, _PROMPT, [])]))
+        found.append(StepPlan(slot, [], [admission], [SlotWork(slot, _PROMPT, [])]))
     work = [SlotWork(slot, 1, []) for slot in range(num_seqs)]
-    return [*plans, *(StepPlan(num_seqs + step, [], [], work) for step in range(num_steps))]
+    return [*found, *(StepPlan(num_seqs + step, [], [], work) for step in range(num_steps))]
 
 
 def load(

@@ -45,8 +45,11 @@ def quantized_kernels() -> Iterator[Kernel]:
     for code in ("u8", "e4m3"):
         yield unpack_weight.channel_kernel("bf16", code)
         yield from (quantized_linear.channel_kernel("bf16", code, tiles) for tiles in range(3))
-    yield unpack_weight.group_kernel("bf16", is_fine=True)
-    yield from (quantized_linear.group_kernel("bf16", is_fine=True, num_tiles=tiles) for tiles in range(3))
+    for is_fine in (True, False):
+        yield unpack_weight.group_kernel("bf16", is_fine=is_fine)
+        yield from (
+            quantized_linear.group_kernel("bf16", is_fine=is_fine, num_tiles=tiles) for tiles in range(3)
+        )
 
 
 def invariant_kernels() -> Iterator[Kernel]:

@@ -30,7 +30,7 @@ def device_obstacle(
     config: DecoderConfig,
     dtype: torch.dtype,
     *,
-    quantization: DeviceQuantization = "none",
+    quantization: DeviceQuantization = "auto",
     batch_invariant: bool = False,
 ) -> str | None:
     """Why such a decoder, or a rank's part of it, cannot be run on a GPU in such a way; None where it can."""
@@ -64,7 +64,7 @@ class DeviceDecoder:
         device: Device,
         *,
         batch_invariant: bool = False,
-        quantization: DeviceQuantization = "none",
+        quantization: DeviceQuantization = "auto",
         progress: Progress = unseen,
     ) -> None:
         """Carry the weights of ``model`` over; they can be neither loaded nor read after, and take no memory.
@@ -72,7 +72,7 @@ class DeviceDecoder:
         Args:
             batch_invariant: Whether a token's result is the same to the bit whatever else is in the batch; plans of
                 attention must be made for that too.
-            quantization: What the weights of a plain checkpoint are brought to.
+            quantization: What the weights are brought to.
             progress: Told of what is carried, in bytes.
         Raises:
             torch.OutOfMemoryError: The device has not enough memory.

@@ -1,16 +1,23 @@
 """How the parts of a decoder come to be on a GPU, those of the host being freed on the way."""
 
-from typing import Final, cast
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from trioserve.kernels.device import Device
+from trioserve.kernels.quantized_linear import PackedWeight
 from trioserve.model.decoder import Decoder, DecoderLayer
 from trioserve.model.device_layer import DeviceLayer, DeviceNorm
 from trioserve.model.device_products import Dense, Invariant, Product, Quantized, Summed, scratch_for
-from trioserve.model.device_quantization import DeviceQuantization, head_form, layer_forms, quantized
-from trioserve.model.device_weights import Carrier, carried_bytes
+from trioserve.model.device_quantization import (
+    DeviceQuantization,
+    head_form,
+    keeps_codes,
+    layer_forms,
+    quantized,
+)
+from trioserve.model.device_weights import Carrier, bytes_of, carried_bytes
 from trioserve.model.layers import Linear, Norm
 from trioserve.model.progress import Progress
 
@@ -38,8 +45,7 @@ class Maker:
         """On the device, by the identity of those on the host."""
         self._num_bytes = 0
         self._scratch: Tensor | None = None
-        tables = {id(table): table.nbytes for table in model.model.rope_tables if table is not None}
-        self._carrier = Carrier(device, progress, carried_bytes(model) + sum(tables.values()))
+        self._carrier = Carrier(device, progress, carried_bytes(model))
 
     def layer(self, number: int) -> DeviceLayer:
         """Number ``number`` of them."""
@@ -83,13 +89,14 @@ class Maker:
     def head_and_embeddings(self) -> tuple[Product, Tensor]:
         """The head, and the vectors of tokens, which may be the same matrix: not where the head is in few bits."""
         model, form = self._model, head_form(self._quantization)
-        weight = self._matrix(model.lm_head)
-        head = self._multiplied(weight, form, None)
         if model.config.tie_word_embeddings:
+            weight = self._matrix(model.lm_head)
+            head = self._multiplied(weight, form, None)
             self._num_bytes += weight.nbytes if isinstance(head, Quantized) else 0
             return head, weight
-        embed_tokens = model.model.embed_tokens
+        head, embed_tokens = self._made(model.lm_head, form, None), model.model.embed_tokens
         embeddings = self._carrier.matrix([embed_tokens.weight.data], model.dtype)
+        self._carrier.count(embeddings.nbytes)
         embed_tokens.weight.data = embed_tokens.weight.new_empty(0)
         self._num_bytes += embeddings.nbytes
         return head, embeddings
@@ -106,29 +113,49 @@ class Maker:
         """
         part = self._model.part
         has_bias = linear.bias is not None and not (is_shared and part.tp_rank)
-        bias = self._vector(linear.bias.data) if has_bias and linear.bias is not None else None
-        product = self._multiplied(self._matrix(linear), form, bias)
+        bias = None
+        if has_bias and linear.bias is not None:
+            bias = self._carrier.vector(linear.bias.data, self._model.dtype)
+        product = self._made(linear, form, bias)
         is_summed = is_shared and part.sums is not None and not self._config.is_parallel
         return Summed(product, part.sums) if is_summed and part.sums is not None else product
 
+    def _made(self, linear: Linear, form: str, bias: Tensor | None) -> Product:
+        """A product with the weight of ``linear``, or its checkpoint's codes; dense where no kernel takes these."""
+        codes = linear.quantized if keeps_codes(self._quantization) else None
+        packed = None if codes is None else codes.packed(self._model.dtype)
+        if codes is None or packed is None:
+            return self._multiplied(self._matrix(linear), form, bias)
+        order = None if codes.columns is None else self._carrier.vector(codes.columns, torch.int64)
+        product = self._by_codes(self._carrier.packed(packed), bias, order)
+        self._carrier.count(bytes_of(linear))
+        linear.free()
+        return product
+
     def _multiplied(self, weight: Tensor, form: str, bias: Tensor | None) -> Product:
         """A product with ``weight``, in codes unless its form is that of the model."""
-        gpu, product = self._device.gpu, cast("Product", Dense(weight, bias))
         if form != "bf16":
-            packed = quantized(weight, form, self._model.dtype)
-            product = Quantized(gpu, packed, bias, self._scratch_memory(), self._is_invariant)
-        elif self._is_invariant:
-            product = Invariant(gpu, weight, bias)
-        self._num_bytes += product.num_bytes - (0 if bias is None else bias.nbytes)
+            return self._by_codes(quantized(weight, form, self._model.dtype), bias, None)
+        gpu = self._device.gpu
+        product: Product = Invariant(gpu, weight, bias) if self._is_invariant else Dense(weight, bias)
+        self._num_bytes += product.num_bytes
+        return product
+
+    def _by_codes(self, packed: PackedWeight, bias: Tensor | None, columns: Tensor | None) -> Quantized:
+        memory = self._scratch_memory()
+        product = Quantized(self._device.gpu, packed, bias, columns, memory, self._is_invariant)
+        self._num_bytes += product.num_bytes
         return product
 
     def _matrix(self, linear: Linear) -> Tensor:
         weight = self._carrier.matrix(linear.pieces(), self._model.dtype)
+        self._carrier.count(bytes_of(linear))
         linear.free()
         return weight
 
     def _vector(self, numbers: Tensor) -> Tensor:
         vector = self._carrier.vector(numbers, self._model.dtype)
+        self._carrier.count(vector.nbytes)
         self._num_bytes += vector.nbytes
         return vector
 
@@ -137,6 +164,7 @@ class Maker:
         if id(table) not in self._tables:
             found = torch.empty(1, 2, 0) if table is None else table
             self._tables[id(table)] = self._carrier.vector(found, torch.float32)
+            self._carrier.count(found.nbytes)
             self._num_bytes += found.nbytes
         return self._tables[id(table)]
 

@@ -78,6 +78,8 @@ class Quantized:
     gpu: Gpu
     packed: PackedWeight
     bias: Tensor | None
+    columns: Tensor | None
+    """The order in which the weight has its columns, [in_size] int64; None: that of ``x``."""
     scratch: Tensor
     """[num_elements] of the activations' type, which all products of a decoder share: one runs after the other."""
     is_invariant: bool
@@ -86,9 +88,11 @@ class Quantized:
     @property
     def num_bytes(self) -> int:
         """As ``Product`` says."""
-        return self.packed.num_bytes + _bytes_of(self.bias)
+        return self.packed.num_bytes + _bytes_of(self.bias) + _bytes_of(self.columns)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.columns is not None:
+            x = x.index_select(1, self.columns)
         if len(x) <= MOST_BY_CODES or self.is_invariant:
             return quantized_linear_gpu(
                 self.gpu, x, self.packed, self.bias, batch_invariant=self.is_invariant
@@ -151,5 +155,5 @@ def scratch_for(largest: int, deepest: int, dtype: torch.dtype, device: torch.de
     return torch.empty(size, dtype=dtype, device=device)
 
 
-def _bytes_of(bias: Tensor | None) -> int:
-    return 0 if bias is None else bias.nbytes
+def _bytes_of(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.nbytes

@@ -16,16 +16,16 @@ from trioserve.kernels.quantized_linear import (
     quantize_int8,
 )
 from trioserve.model.config import DecoderConfig
-from trioserve.model.native_matrices import head_format, layer_formats
+from trioserve.model.native_matrices import PRODUCTS, head_format, layer_formats
 
-DeviceQuantization = Literal["none", "int8", "int4", "fp8"]
-"""What weights are brought to at load."""
-DEVICE_QUANTIZATIONS: Final[tuple[DeviceQuantization, ...]] = ("none", "int8", "int4", "fp8")
+DeviceQuantization = Literal["auto", "none", "int8", "int4", "fp8"]
+"""What weights are brought to at load; auto: nothing but what the checkpoint holds."""
+DEVICE_QUANTIZATIONS: Final[tuple[DeviceQuantization, ...]] = ("auto", "none", "int8", "int4", "fp8")
 GROUP_SIZE: Final = 32
 """Weights of int4 that have one scale, as on a CPU."""
 TILE: Final = 16
 """Rows of a matrix that its packed form keeps together."""
-SLABS: Final[Mapping[DeviceQuantization, int]] = {"none": 1, "int8": 32, "fp8": 32, "int4": 64}
+SLABS: Final[Mapping[DeviceQuantization, int]] = {"auto": 1, "none": 1, "int8": 32, "fp8": 32, "int4": 64}
 """What the depth of a matrix must be a multiple of; else every activation would have to be padded."""
 _AT_ONCE: Final = 1 << 24
 """Weights that are quantized together: float32 of some copies of them is all the memory that it takes."""
@@ -38,15 +38,19 @@ def depths_of(config: DecoderConfig) -> tuple[int, int, int]:
 
 def layer_forms(quantization: DeviceQuantization, layer: int, num_layers: int) -> Mapping[str, str]:
     """The forms of a layer's matrices, by name; as on a CPU, or all e4m3."""
-    names = layer_formats("none", layer, num_layers)
     if quantization == "fp8":
-        return dict.fromkeys(names, "fp8")
-    return names if quantization == "none" else layer_formats(quantization, layer, num_layers)
+        return dict.fromkeys(PRODUCTS, "fp8")
+    return layer_formats(quantization, layer, num_layers)
 
 
 def head_form(quantization: DeviceQuantization) -> str:
     """The form of the head, which errs last: int8 with all of them."""
-    return head_format("none" if quantization == "none" else "int8")
+    return head_format("int8" if quantization == "fp8" else quantization)
+
+
+def keeps_codes(quantization: DeviceQuantization) -> bool:
+    """Whether a checkpoint's codes stay what they are, as on a CPU; else its matrices are made dense first."""
+    return quantization in ("auto", "int4")
 
 
 def quantized(weight: Tensor, form: str, dtype: torch.dtype) -> PackedWeight:

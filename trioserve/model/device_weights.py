@@ -6,12 +6,15 @@ may be larger than the memory of the host.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trioserve.kernels.device import Device, Event
+from trioserve.kernels.quantized_linear import PackedWeight
+from trioserve.model.decoder import Decoder
 from trioserve.model.layers import Linear
 from trioserve.model.progress import Progress
 
@@ -38,15 +41,24 @@ class Carrier:
         for piece in pieces:
             self._copy(target[start : start + len(piece)], piece)
             start += len(piece)
-        self._count(target.nbytes)
         return target
 
     def vector(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
         """A tensor of its own on the device; of a few kilobytes, which are worth no buffer."""
         target = torch.empty(numbers.shape, dtype=dtype, device=self._device.torch_device)
         target.copy_(numbers)
-        self._count(target.nbytes)
         return target
+
+    def packed(self, packed: PackedWeight) -> PackedWeight:
+        """A weight of few bits, as it is."""
+        tiles = packed.weight.view(torch.uint8).flatten(1)
+        weight = self.matrix([tiles], torch.uint8).view(packed.weight.dtype).view(packed.weight.shape)
+        return replace(packed, weight=weight, scales=self.vector(packed.scales, packed.scales.dtype))
+
+    def count(self, num_bytes: int) -> None:
+        """Tell that what took so many bytes on the host, or in the files, is over."""
+        self._carried += num_bytes
+        self._progress(self._carried, self._total)
 
     def finish(self) -> None:
         """Return once all of it is there.
@@ -77,17 +89,20 @@ class Carrier:
         self._buffers.reverse()
         return self._buffers[0]
 
-    def _count(self, num_bytes: int) -> None:
-        self._carried += num_bytes
-        self._progress(self._carried, self._total)
+
+def bytes_of(linear: Linear) -> int:
+    """What is carried over of a product: its weight or, about, the codes that there are instead, and its bias."""
+    codes = 0 if linear.quantized is None else linear.quantized.num_bytes
+    return linear.weight.nbytes + codes + (0 if linear.bias is None else linear.bias.nbytes)
 
 
-def carried_bytes(model: nn.Module) -> int:
+def carried_bytes(model: Decoder) -> int:
     """What all weights of a model take that is neither packed nor freed, in the type that it computes in."""
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    borrowed = {
-        id(layer.weight): sum(piece.numel() for piece in layer.pieces()) * layer.weight.itemsize
+    shared = {id(parameter): parameter.nbytes for parameter in model.parameters()}
+    codes = [
+        layer.quantized.num_bytes
         for layer in model.modules()
-        if isinstance(layer, Linear)
-    }
-    return sum(borrowed.get(key, parameter.nbytes) for key, parameter in shared.items())
+        if isinstance(layer, Linear) and layer.quantized
+    ]
+    tables = {id(table): table.nbytes for table in model.model.rope_tables if table is not None}
+    return sum(shared.values()) + sum(codes) + sum(tables.values())

@@ -49,9 +49,11 @@ class WeightedLayer(nn.Module):
             raise ModelError(f"has shape {list(loaded.shape)}, the config says {shape}")
         if shard is None and self.shards:
             sizes = [self.cuts[each].size for each in self.shards]
-            for each, rows in zip(self.shards, torch.split(loaded, sizes), strict=True):
-                self.weight_loader(parameter, rows, each)
-            return False
+            parts = zip(self.shards, torch.split(loaded, sizes), strict=True)
+            borrowed = [
+                self.weight_loader(parameter, rows, each, may_borrow=may_borrow) for each, rows in parts
+            ]
+            return all(borrowed)
         target = self._rows(parameter.data, shard)
         part = self.cuts[shard].of(loaded) if shard in self.cuts else loaded
         borrows = may_borrow and self.is_packed and part.dim() == 2 and part.dtype == target.dtype

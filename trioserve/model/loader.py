@@ -91,7 +91,7 @@ def load_weights(
                 is_borrowed = _fill(targets[name], name, tensor, may_borrow)
                 missing.discard(name)
             elif name in merged:
-                _fill(merged[name].target, name, tensor, may_borrow=False)
+                is_borrowed = _fill(merged[name].target, name, tensor, may_borrow)
                 missing.difference_update(merged[name].parts)
             elif not _is_ignored(name, model.config):
                 unknown.append(name)

@@ -15,6 +15,7 @@ from trioserve.model.batch import DeviceCache
 from trioserve.model.config import DecoderConfig, read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.device import FP8, DeviceDecoder, device_obstacle
+from trioserve.model.device_quantization import DEVICE_QUANTIZATIONS, DeviceQuantization
 from trioserve.model.loader import dummy_weights, load_weights, resolve_dtype
 from trioserve.model.nccl import DeviceSums, join_nccl
 from trioserve.model.parts import Part
@@ -71,7 +72,7 @@ def load_device_runner(
     shape = read_config(folder)
     Part(config.tp_rank, config.tp_size).refuse_uneven(shape)
     dtype = resolve_dtype(folder, shape, config.dtype)
-    if why := device_obstacle(shape, dtype):
+    if why := _obstacle(config, shape, dtype):
         raise ModelError(f"a GPU cannot run this model: {why}; choose another dtype, or set device to cpu")
     ranks, sums = (ALONE, None) if config.tp_size == 1 else machine.meet(config, device, dtype)
     phases.end("device")
@@ -140,7 +141,31 @@ def _load(
         dummy_weights(model, config.seed)
     else:
         load_weights(model, folder, may_borrow=True)
-    return DeviceDecoder(model, device, batch_invariant=config.batch_invariant, progress=progress)
+    return DeviceDecoder(
+        model,
+        device,
+        batch_invariant=config.batch_invariant,
+        quantization=_quantization(config),
+        progress=progress,
+    )
+
+
+def _obstacle(config: WorkerConfig, shape: DecoderConfig, dtype: torch.dtype) -> str | None:
+    return device_obstacle(
+        Part(config.tp_rank, config.tp_size).shape(shape),
+        dtype,
+        quantization=_quantization(config),
+        batch_invariant=config.batch_invariant,
+    )
+
+
+def _quantization(config: WorkerConfig) -> DeviceQuantization:
+    for quantization in DEVICE_QUANTIZATIONS:
+        if quantization == config.quantization:
+            return quantization
+    raise ModelError(
+        f"quantization {config.quantization} is not supported, only {', '.join(DEVICE_QUANTIZATIONS)} are"
+    )
 
 
 class _Loaded(NamedTuple):
