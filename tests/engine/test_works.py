@@ -12,8 +12,9 @@ from trio.testing import MockClock
 from trioserve.core.step import LoadProgress
 from trioserve.engine.checkpoint import open_model
 from trioserve.engine.lifecycle import Lifecycle
-from trioserve.engine.works import ProgressReport, Works
-from trioserve.settings import Settings
+from trioserve.engine.works import ProgressReport, Works, warn_of_idle_gpus
+from trioserve.settings import Settings, load_settings
+from trioserve.settings.gpus import Gpus
 
 
 async def test_a_log_has_a_line_now_and_then_and_none_for_a_small_checkpoint(
@@ -63,6 +64,25 @@ async def test_health_can_say_how_much_has_loaded() -> None:
     assert lifecycle.loaded_share == 1.0
     lifecycle.works_lost()
     assert lifecycle.loaded_share is None
+
+
+@pytest.mark.parametrize(("flags", "are_there"), [({}, True), ({}, False), ({"device": "cpu"}, True)])
+def test_a_gpu_that_cannot_be_used_is_told_unless_a_cpu_was_asked_for(
+    flags: dict[str, str],
+    are_there: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("trioserve"), "propagate", True)
+    gpus = Gpus(0, "the kernels are loaded by CuPy, which is not installed; install it", are_there)
+    for module in ("settings.engine", "engine.works"):
+        monkeypatch.setattr(f"trioserve.{module}.find_gpus", lambda: gpus)
+    warn_of_idle_gpus(load_settings(**flags))
+    told = (
+        "a CPU computes although there is a GPU: the kernels are loaded by CuPy, which is not installed; install it, "
+        "or set device to cpu"
+    )
+    assert caplog.messages == ([told] if are_there and not flags else [])
 
 
 async def test_ranks_that_nobody_runs_are_ended() -> None:

@@ -73,6 +73,7 @@ def test_a_driver_without_a_gpu_to_use_stops_the_start_and_auto_takes_the_cpu(
     with pytest.raises(SettingsError, match=rf"device = 'cuda': {sentence}.*, or leave device out"):
         load_settings(device="cuda")
     assert load_settings().device == load_settings(device="auto").device == "cpu"
+    assert gpus.find_gpus().are_there is (count == 2)
 
 
 def test_a_machine_without_a_driver_stops_the_start_and_auto_takes_the_cpu(

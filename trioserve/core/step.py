@@ -42,7 +42,7 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     model_path: str
     """A local Hugging Face folder; empty: the one that the rank was started with, on its own machine."""
     device: str
-    """"cpu" or "cuda": then of the GPUs that are visible the one whose number is ``tp_rank``."""
+    """"cpu" or "cuda": then of the GPUs that are visible the one whose number is ``local_rank``."""
     dtype: str
     """"auto", "bfloat16", "float16" or "float32"; auto takes the checkpoint's."""
     tp_rank: int

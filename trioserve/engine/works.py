@@ -17,7 +17,7 @@ from trioserve.executor.executor import Executor, close_ranks, run_ranks
 from trioserve.executor.joined import launch_spread_ranks
 from trioserve.executor.rank import Rank, launch_ranks, refuse_crowd
 from trioserve.grammars.registry import backend_named
-from trioserve.settings import Settings, SpeculativeConfig, split_rank_address
+from trioserve.settings import Settings, SpeculativeConfig, find_gpus, split_rank_address
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Works:
             SettingsError: There are more of them here than GPUs, or than CPUs where these compute; or the door's
                 address cannot be used.
         """
+        warn_of_idle_gpus(self._settings)
         if self._settings.rank_listen is None:
             self._launched = launch_ranks(worker_config(self._settings, self._model))
         else:
@@ -101,6 +102,14 @@ def open_door(settings: Settings, model: ModelFolder) -> RankDoor:
         num_wanted=settings.tensor_parallel_size - settings.num_local_ranks,
         silence_s=settings.rank_silence_timeout_s,
     )
+
+
+def warn_of_idle_gpus(settings: Settings) -> None:
+    """Say why a CPU computes where there are GPUs and nobody has asked for the CPU."""
+    if settings.device == "cpu" and "device" not in settings.model_fields_set and find_gpus().are_there:
+        logger.warning(
+            "a CPU computes although there is a GPU: %s, or set device to cpu", find_gpus().missing
+        )
 
 
 def worker_config(settings: Settings, model: ModelFolder) -> WorkerConfig:

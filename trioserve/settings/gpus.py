@@ -24,6 +24,8 @@ class Gpus:
     """That CUDA_VISIBLE_DEVICES lets be seen; 0 where none can be used."""
     missing: str = ""
     """Why none can be used and what to do about it, where none can; a clause."""
+    are_there: bool = False
+    """Whether there are some, of use or not."""
 
 
 def find_gpus() -> Gpus:
@@ -40,7 +42,7 @@ def _found(driver: str) -> Gpus:
         return Gpus(0, f"this machine has no NVIDIA driver ({driver}); install it")
     found = _ask(library)
     missing = found.missing or _missing_package()
-    return Gpus(0, missing) if missing else found
+    return Gpus(0, missing, found.are_there) if missing else found
 
 
 def _ask(library: ctypes.CDLL) -> Gpus:
@@ -52,8 +54,8 @@ def _ask(library: ctypes.CDLL) -> Gpus:
     for number in range(count.value):
         if (capability := _capability(library, number)) < _OLDEST:
             name = f"the GPU with number {number} is sm_{capability[0]}{capability[1]}"
-            return Gpus(0, f"{name} and the kernels need sm_80; leave it out of CUDA_VISIBLE_DEVICES")
-    return Gpus(count.value)
+            return Gpus(0, f"{name} and the kernels need sm_80; leave it out of CUDA_VISIBLE_DEVICES", True)
+    return Gpus(count.value, are_there=True)
 
 
 def _capability(library: ctypes.CDLL, number: int) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class SwapSpace:
         """[num_pairs, 2] int64 on the device, copied from pinned memory so that nobody waits for it; that memory is
         taken again only when the copy is done."""
         pinned = self._device.pinned(len(pairs), 2, dtype=torch.int64)
-        pinned.copy_(torch.tensor(pairs))
+        pinned.numpy()[...] = pairs  # by the host, now
         return pinned.to(self._device.torch_device, non_blocking=True)
 
 
