@@ -252,11 +252,11 @@ class Joiner:
         process = Process("trioserve.worker", sock, str(self._folder), env=worker_environment())
         self._serving[local_rank] = process
         logger.info("a rank is needed: process %d", process.pid)
-        is_over = False
+        how = ""
         try:
-            is_over = await _end_of_either(process, sock)
+            how = await _end_of_either(process, sock)
         finally:
-            if not is_over:
+            if not how:
                 self._was_aborted = True
                 process.send_signal(signal.SIGKILL)
             with contextlib.suppress(OSError):
@@ -264,14 +264,15 @@ class Joiner:
             sock.close()
             await process.aclose()
             del self._serving[local_rank]
-        logger.info("process %d is not needed any more", process.pid)
+        logger.info("process %d %s", process.pid, how)
 
 
-async def _end_of_either(process: Process, sock: socket.socket) -> bool:
-    """Wait until the process or the server has ended the connection; returns True.
+async def _end_of_either(process: Process, sock: socket.socket) -> str:
+    """Wait until the process or the server has ended the connection; returns which, in words.
 
     A process whose link broke is killed.
     """
+    how = "is not needed any more"
 
     async def wait_link() -> None:
         with select.epoll() as watched:
@@ -284,8 +285,9 @@ async def _end_of_either(process: Process, sock: socket.socket) -> bool:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait_link)
         await process.wait_ended()
+        how = await process.end()
         nursery.cancel_scope.cancel()
-    return True
+    return how
 
 
 def _blocking(stream: trio.SocketStream) -> socket.socket:

@@ -222,7 +222,7 @@ def main() -> None:
     if args.load is not None:
         print(json.dumps(load(args.load, args.quantization)))
         return
-    console = Console()
+    console = Console(width=max(140, Console().width))
     if not args.skip_load:
         measure_loads(args.rounds, console)
     measure_errors(console)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -37,20 +38,20 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
             yield on_gpu, on_cpu
 
 
-def answer(server: Server, question: str, **wishes: object) -> tuple[str, str | None]:
+def answer(server: Server, question: str, **wishes: Any) -> tuple[str, str | None]:
     """The text that a stream brings, and why it ends."""
     with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=120) as client:
-        stream = client.chat.completions.create(
+        stream: Any = client.chat.completions.create(
             model="default",
             messages=[{"role": "user", "content": question}],
             stream=True,
-            **{"max_completion_tokens": 10, "temperature": 0.0, "seed": 5} | wishes,  # type: ignore[arg-type]
+            **{"max_completion_tokens": 10, "temperature": 0.0, "seed": 5} | wishes,
         )
         chunks = [chunk.choices[0] for chunk in stream if chunk.choices]
         return "".join(chunk.delta.content or "" for chunk in chunks), chunks[-1].finish_reason
 
 
-def answers(server: Server, **wishes: object) -> list[tuple[str, str | None]]:
+def answers(server: Server, **wishes: Any) -> list[tuple[str, str | None]]:
     """To all questions at once."""
     with ThreadPoolExecutor(len(QUESTIONS)) as threads:
         return list(threads.map(lambda question: answer(server, question, **wishes), QUESTIONS))
@@ -67,7 +68,12 @@ def test_streams_bring_the_text_of_a_cpu(servers: tuple[Server, Server]) -> None
 
 def test_seeds_bans_and_penalties_count_there_too(servers: tuple[Server, Server]) -> None:
     on_gpu, on_cpu = servers
-    wishes = {"temperature": 0.8, "top_p": 0.9, "frequency_penalty": 0.7, "logit_bias": {"20": -50}}
+    wishes: dict[str, Any] = {
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "frequency_penalty": 0.7,
+        "logit_bias": {"20": -50},
+    }
     assert answers(on_gpu, **wishes) == answers(on_cpu, **wishes)
 
 
@@ -75,7 +81,7 @@ def test_an_answer_is_what_its_schema_says(servers: tuple[Server, Server]) -> No
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     form = {"type": "json_schema", "json_schema": {"name": "ok", "schema": schema, "strict": True}}
     on_gpu, on_cpu = servers
-    wishes = {"response_format": form, "max_completion_tokens": 60}
+    wishes: dict[str, Any] = {"response_format": form, "max_completion_tokens": 60}
     text, reason = answer(on_gpu, "Is the sky blue?", **wishes)
     assert (text, reason) == answer(on_cpu, "Is the sky blue?", **wishes)
     assert reason == "stop"

@@ -134,6 +134,7 @@ def test_a_lost_joined_rank_ends_its_streams_with_an_error_and_joins_anew(
     )
     assert "Paris" in ask(pair.server, QUESTIONS[0])["message"]["content"]
     pair.server.wait_idle()
+    assert "was killed by SIGKILL" in pair.joiner.log or signum is signal.SIGSTOP
 
 
 def test_what_a_joiner_cannot_use_ends_it_with_one_sentence(pair: Pair, tmp_path: Path) -> None:

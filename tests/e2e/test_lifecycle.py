@@ -71,7 +71,7 @@ def all_gone(pids: list[int]) -> bool:
 def test_from_start_to_end_everyone_is_told_the_state_and_nothing_is_lost(
     tmp_path: Path, way: str, whom: str, signum: signal.Signals
 ) -> None:
-    with loading_server(tmp_path / "log", way, drain_delay_s=1.5, drain_timeout_s=60) as (server, _):
+    with loading_server(tmp_path / "log", way, drain_delay_s=3, drain_timeout_s=60) as (server, _):
         assert probed(server) == (200, 503, 200, "starting")
         refused = httpx.post(server.url + "/v1/completions", json=BODY)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
@@ -80,17 +80,20 @@ def test_from_start_to_end_everyone_is_told_the_state_and_nothing_is_lost(
         wait_until(lambda: probed(server) == (200, 200, 200, "ready"), 60, lambda: server.log)
         server.wait_ready()
         family = descendants(server.process.pid)
-        stream, idle = started(server, max_tokens=4000), connections_at_rest(server, 200)
-        late = {path: Late(server, path) for path in ("/live", "/ready", "/v1/completions")}
-        send(server, signum, whom)
-        wait_until(lambda: probed(server) == (200, 503, 200, "lame_duck"), 1.4, lambda: str(probed(server)))
+        stream = started(server, max_tokens=1500)
+        with server.paused():
+            idle = connections_at_rest(server, 200)
+            late = {path: Late(server, path) for path in ("/live", "/ready", "/v1/completions")}
+            send(server, signum, whom)
+            wait_until(lambda: probed(server) == (200, 503, 200, "lame_duck"), 3, lambda: server.log)
         served = httpx.post(server.url + "/v1/completions", json=BODY)
         assert (served.status_code, served.headers["connection"]) == (200, "close")
-        wait_until(lambda: refuses(server), 10, lambda: "new connections are still taken")
-        closed_at = time.monotonic()
-        assert [sock.recv(1) for sock in idle] == [b""] * 200
-        assert time.monotonic() - closed_at < 1
-        answers = {path: each.finish() for path, each in late.items()}
+        with server.paused():
+            wait_until(lambda: refuses(server), 10, lambda: "new connections are still taken")
+            closed_at = time.monotonic()
+            assert [sock.recv(1) for sock in idle] == [b""] * 200
+            assert time.monotonic() - closed_at < 1
+            answers = {path: each.finish() for path, each in late.items()}
         assert [answer.status for answer in answers.values()] == [200, 503, 503]
         assert {answer.headers["connection"] for answer in answers.values()} == {"close"}
         assert answers["/v1/completions"].headers["retry-after"] == "1"
@@ -128,14 +131,14 @@ def test_a_signal_to_a_server_that_is_still_being_imported_ends_it(
     tmp_path: Path, way: str, whom: str, signum: signal.Signals
 ) -> None:
     with running_server(tmp_path / "log", command=COMMANDS[way], wait_ready=False) as server:
-        wait_until(lambda: takes(server, signum), 20, lambda: "signals are not taken")
+        wait_until(lambda: takes_signals(server), 20, lambda: "signals are not taken")
         send(server, signum, whom)
         assert server.wait(20) == 0
     assert "Traceback" not in server.log
 
 
-def takes(server: Server, signum: signal.Signals) -> bool:
-    """Whether the process that the shell has started has a handler of its own for a signal; Python's is for SIGINT."""
+def takes_signals(server: Server) -> bool:
+    """Whether the process that the shell has started handles SIGTERM; SIGINT Python handles from the start."""
     status = Path(f"/proc/{server.process.pid}/status").read_text("utf-8")
     return bool(int(status.partition("SigCgt:")[2].split()[0], 16) & 1 << (signal.SIGTERM - 1))
 
@@ -177,9 +180,8 @@ def test_the_second_signal_aborts_and_the_third_does_not_wait_for_who_does_not_r
     wait_until(lambda: all_gone(family), 5, lambda: f"left behind: {family}")
 
 
-@pytest.mark.parametrize("way", OURS)
-def test_what_does_not_read_holds_up_an_abort_for_five_seconds_at_most(tmp_path: Path, way: str) -> None:
-    with running_server(tmp_path / "log", command=COMMANDS[way], settings={"drain_timeout_s": 0.2}) as server:
+def test_what_does_not_read_holds_up_an_abort_for_five_seconds_at_most(tmp_path: Path) -> None:
+    with running_server(tmp_path / "log", command=TRIOSERVE, settings={"drain_timeout_s": 0.2}) as server:
         with stalled_reader(server):
             server.terminate()
             assert exit_code(server, within_s=12) == 75
@@ -225,7 +227,7 @@ def lose_the_rank(server: Server) -> int:
     return held
 
 
-@pytest.mark.parametrize("way", ["trioserve serve", "two workers", "hypercorn -w 0"])
+@pytest.mark.parametrize("way", OURS)
 def test_a_server_that_has_failed_says_so_to_whoever_is_there_and_ends_with_70(
     tmp_path: Path, way: str
 ) -> None:

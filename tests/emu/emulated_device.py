@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import FakeWork, Work
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -33,10 +34,13 @@ class EmulatedDevice:
     name = "emulated GPU"
 
     def __init__(self, gpu: Gpu, *, total_bytes: int = 4 << 30) -> None:
+        self.emulator = gpu
         self.gpu: Gpu = _RecordingGpu(self, gpu)
         self.num_waits = 0
         """Times that somebody waited for what was not done yet."""
         self.num_replays = 0
+        self.graphs_bytes = 0
+        """Of the tensors that graphs have made for themselves."""
         self.launched: set[str] = set()
         """Kernels that have run, and so are built and loaded."""
         self._total_bytes = total_bytes
@@ -57,8 +61,14 @@ class EmulatedDevice:
         peak_bytes: int = meter.peak_bytes
         return peak_bytes
 
+    def kept_bytes(self, work: Callable[[], object]) -> int:
+        before = self.graphs_bytes
+        work()
+        return self.graphs_bytes - before
+
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
+        with self._unrecorded():  # memory is there at once
+            return torch.empty(shape, dtype=dtype)
 
     def record(self, *, timed: bool = False) -> "EmulatedEvent":
         event = EmulatedEvent(self, timed=timed)
@@ -100,10 +110,10 @@ class EmulatedDevice:
 
     def run_until(self, number: int) -> None:
         """The same, and nobody waits."""
-        with self._running, self._unrecorded():
+        with self._running, self._unrecorded(), torch.inference_mode():
             while self._num_done < number:
-                self._queue.pop(0)()
                 self._num_done += 1
+                self._queue.pop(0)()
 
     def is_done(self, number: int) -> bool:
         return self._num_done >= number
@@ -195,6 +205,10 @@ class _RecordingGpu:
     def num_multiprocessors(self) -> int:
         return self._gpu.num_multiprocessors
 
+    @property
+    def architecture(self) -> str:
+        return self._gpu.architecture
+
     def launch(
         self,
         kernel: Kernel,
@@ -224,6 +238,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # theirs
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "c10d":
+            self._device.do(lambda: _meet(func, args, kwargs))
+            return _promised(func, args)
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:  # in inference mode what is made of other operations comes here whole
                 return func.decompose(*args, **kwargs)
@@ -238,6 +255,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # theirs
             self._device.do(lambda: func(*args, **kwargs))
             return self._changed(func, args, kwargs)
         made = tree_map(_empty_like, func(*_to_meta(args), **_to_meta(kwargs)))
+        if self._device.is_capturing:
+            self._device.graphs_bytes += sum(x.nbytes for x in tree_iter(made) if isinstance(x, Tensor))
         self._device.do(lambda: _fill(made, func(*args, **kwargs)))
         return made
 
@@ -252,6 +271,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # theirs
         ]
         count = len(func._schema.returns)
         return found[0] if count == 1 else tuple(found) if count else None
+
+
+def _meet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Do something with other ranks, and wait for them."""
+    for found in tree_iter(func(*args, **kwargs)):
+        if isinstance(found, torch.ScriptObject):
+            Work.unbox(found).wait()
+
+
+def _promised(func: Any, args: tuple[Any, ...]) -> Any:
+    """What it returns before it is done: the tensors that it will write, which are its first argument, and its work."""
+    work = FakeWork().boxed()
+    return (args[0], work) if len(func._schema.returns) == 2 else work
 
 
 def _to_meta(values: Any) -> Any:

@@ -45,6 +45,9 @@ class CopyingDevice:
     def peak_bytes(self, work: Callable[[], object]) -> int:
         raise NotImplementedError
 
+    def kept_bytes(self, work: Callable[[], object]) -> int:
+        raise NotImplementedError
+
     def record(self, *, timed: bool = False) -> Event:
         raise NotImplementedError
 

@@ -1,5 +1,6 @@
 """A device that has every kernel which a model's steps need, compiled when the first of its source is launched."""
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,16 @@ class LazyGpu(EmulatedGpu):
         self._compile = compile_kernels
         self._types = types
         self._head_dim = str(head_dim)
+        self._launching = threading.Lock()  # the emulator runs one kernel at a time
 
     def launch(self, kernel: Kernel, *arguments: object, **shape: object) -> None:
-        if kernel.file not in self._libraries:
-            wanted = [each for each in kernels() if each.file == kernel.file and self._may_need(each)]
-            self._libraries[kernel.file] = self._compile(CUDA / kernel.file, [each.name for each in wanted])
-        super().launch(kernel, *arguments, **shape)  # type: ignore[arg-type] # as they came
+        with self._launching:
+            if kernel.file not in self._libraries:
+                wanted = [each for each in kernels() if each.file == kernel.file and self._may_need(each)]
+                self._libraries[kernel.file] = self._compile(
+                    CUDA / kernel.file, [each.name for each in wanted]
+                )
+            super().launch(kernel, *arguments, **shape)  # type: ignore[arg-type] # as they came
 
     def _may_need(self, kernel: Kernel) -> bool:
         """Whether its types are ours, and its heads where it is made for some size of them."""

@@ -43,6 +43,17 @@ async def test_a_terminal_has_a_bar_that_is_gone_at_the_end(caplog: pytest.LogCa
     assert "\n" not in terminal.getvalue()
 
 
+async def test_a_bar_tells_of_graphs_once_the_weights_are_there() -> None:
+    terminal, lifecycle = io.StringIO(), Lifecycle()
+    report = ProgressReport(lifecycle, terminal)
+    for done in (0, 1, 4):
+        report(LoadProgress(10**9, 10**9, num_graphs=done, total_graphs=4))
+    lines = terminal.getvalue().split("\r\x1b[K")
+    assert lines[2] == "capturing graphs [#######                       ] 1 of 4"
+    assert lines[-1] == ""
+    assert lifecycle.loaded_share == 1.0
+
+
 async def test_health_can_say_how_much_has_loaded() -> None:
     lifecycle = Lifecycle()
     assert lifecycle.loaded_share is None

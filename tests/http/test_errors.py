@@ -32,7 +32,8 @@ HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_toke
         ("POST", CHAT, b"", {}, 400, "invalid_json"),
         ("POST", CHAT, b"{bad", {}, 400, "invalid_json"),
         ("POST", CHAT, b'{"messages": "\xff"}', {}, 400, "invalid_json"),
-        ("POST", CHAT, b'{"a":' * 50_000, {}, 400, "invalid_json"),
+        ("POST", CHAT, b'{"a":' * 30_000, {}, 400, "invalid_json"),
+        ("POST", CHAT, b'{"a":' * 50_000, {}, 400, "invalid_value"),
         ("POST", CHAT, b"[]", {}, 400, "invalid_value"),
         ("POST", CHAT, b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
         (

@@ -44,11 +44,11 @@ def launched(stub: Stub, runtime: RuntimeOfCupy, folder: Path) -> Iterator[dict[
     stub.number("num_values").value = len(kinds)
     for at in (0, 1, 0):
         runtime.current = 0
-        out = rms_norm_gpu(gpus[at], x, weight, eps=0.5)
+        out = rms_norm_gpu(gpus[at], x, weight, eps=0.5, offset=1.0)
         function = stub.function()
         yield {
             "arguments": stub.values(kinds),
-            "expected": [out.data_ptr(), x.data_ptr(), weight.data_ptr(), 7, 1, 64, 64, 0.5],
+            "expected": [out.data_ptr(), x.data_ptr(), weight.data_ptr(), 7, 1, 64, 64, 1.0, 0.5],
             "grid": list(stub.last.grid),
             "function": stub.last.function,
             "name": function.name.decode(),
@@ -59,9 +59,9 @@ def launched(stub: Stub, runtime: RuntimeOfCupy, folder: Path) -> Iterator[dict[
 
 def shared_bytes(stub: Stub, folder: Path) -> Iterator[int]:
     """What the driver allows after each binding of one kernel."""
-    there, block = gpu(0, folder), (256,)
+    there, block, values = gpu(0, folder), (256,), (1,) * len(signature(KERNEL))
     for wanted in (1000, 90000, 70000):
-        there.bind(KERNEL, block=block, shared_bytes=wanted)(0, 1, 1, 1, *(1,) * 8)
+        there.bind(KERNEL, block=block, shared_bytes=wanted)(0, 1, 1, 1, *values)
         yield stub.function().shared_bytes
 
 

@@ -168,7 +168,7 @@ def test_a_kernel_is_bound_once_for_a_block_and_its_shared_bytes(stub: Stub) -> 
     gpu, kernel = gpu_of_stub(stub, loaded), norm_kernel("bf16", 8, 256, 1)
     assert gpu.bind(kernel, block=(256,)) is gpu.bind(kernel, block=(256,))
     assert gpu.bind(kernel, block=(256,)) is not gpu.bind(kernel, block=(128,))
-    gpu.bind(kernel, block=(128,), shared_bytes=70000)(0, 1, 1, 1, *(1,) * 8)
+    gpu.bind(kernel, block=(128,), shared_bytes=70000)(0, 1, 1, 1, *(1,) * 9)
     assert loaded == [("rms_norm", 0), ("rms_norm", 0), ("rms_norm", 70000)]
     assert (stub.last.function, stub.last.shared_bytes) == (3, 70000)
 

@@ -96,6 +96,11 @@ def test_fp8_is_found_by_either_name_of_its_scales(changes: dict[str, Any], has_
         assert (storage.block_rows, storage.group_size) == ((64, 32) if has_block else (1, None))
 
 
+def test_a_block_may_be_written_as_rows_x_columns() -> None:
+    storage = storage_of(weights("float8-blocks", block_structure="64x32"), Q_PROJ, "weight", "weight_scale")
+    assert storage is not None and (storage.block_rows, storage.group_size) == (64, 32)
+
+
 # ---- what is not served ----------------------------------------------------------------------------------------------
 
 

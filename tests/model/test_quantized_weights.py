@@ -80,6 +80,15 @@ def tolerance(written: Written) -> float:
     return float(written.truth.abs().max()) * 2 / 256 * 1.01
 
 
+def test_scales_may_be_powers_of_two_in_a_byte() -> None:
+    written = FORMS["fp8-blocks"].write(matrix(64, 64))
+    powers = torch.tensor([[0.5, 2.0], [4.0, 0.125]])
+    written.tensors["weight_scale_inv"] = powers.to(torch.float8_e8m0fnu)
+    spread = powers.repeat_interleave(32, 0).repeat_interleave(32, 1)
+    expected = written.tensors["weight"].float() * spread
+    assert torch.equal(whole(stored_of(FORMS["fp8-blocks"], written)).dense(torch.float32), expected)
+
+
 # ---- on a CPU --------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import h2.errors
 import h2.events
+import h2.settings
 import httpx
 import pytest
 import trio
@@ -113,6 +115,17 @@ async def test_http2_client_that_opens_no_window_is_dropped() -> None:
         assert (await server.app.wait_ended("/flood", within_s=2))[0] == "cancelled"
 
 
+async def test_http2_client_that_leaves_with_its_window_full_holds_nothing_up() -> None:
+    async with serving(TinyApp(), send_timeout_s=60, drain_timeout_s=30) as server:
+        async with await server.connect() as raw:
+            client = H2Client(raw.stream)
+            client.connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2})
+            client.ask(1, "/hello")
+            await client.send()
+            await client.until(lambda event: isinstance(event, h2.events.DataReceived))
+        assert await server.drain(within_s=2) == 0
+
+
 async def test_http2_says_goaway_to_the_idle_and_lets_the_busy_finish() -> None:
     async with (
         serving(drain_timeout_s=5) as server,
@@ -172,3 +185,54 @@ async def test_http2_response_that_its_app_left_unfinished_is_reset() -> None:
         await client.send()
         await client.until(ended(3))
         assert client.body(3) == b"hello"
+
+
+async def test_http2_client_that_resets_stream_after_stream_is_cut_off() -> None:
+    """Rapid reset: each costs the server a request, and the bound on streams at a time never counts it."""
+    async with serving() as server, await server.connect() as raw, await server.connect() as other:
+        client = H2Client(raw.stream)
+        for stream_id in range(1, 1000, 2):
+            client.ask(stream_id, "/sleep?s=5")
+            client.connection.reset_stream(stream_id)
+        await client.send()
+        await client.until(lambda event: isinstance(event, h2.events.ConnectionTerminated))
+        (told,) = (event for event in client.seen if isinstance(event, h2.events.ConnectionTerminated))
+        assert told.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
+        assert len(server.app.ended) < 250
+        assert (await other.fetch("/hello")).status == 200
+
+
+async def test_http2_client_that_lets_others_be_answered_may_reset_many() -> None:
+    async with serving() as server, await server.connect() as raw:
+        client = H2Client(raw.stream)
+        for stream_id in range(1, 1200, 4):
+            client.ask(stream_id, "/sleep?s=5")
+            client.connection.reset_stream(stream_id)
+            client.ask(stream_id + 2, "/hello")
+            await client.send()
+            await client.until(ended(stream_id + 2))
+        assert not any(isinstance(event, h2.events.ConnectionTerminated) for event in client.seen)
+
+
+async def test_http2_request_that_is_none_and_is_reset_at_once_ends_no_connection() -> None:
+    async with serving() as server, await server.connect() as raw:
+        client = H2Client(raw.stream)
+        client.ask(1, "nowhere")
+        client.connection.reset_stream(1)
+        client.ask(3, "/hello")
+        await client.send()
+        await client.until(ended(3))
+        assert client.body(3) == b"hello"
+
+
+async def test_http2_priorities_of_many_streams_refuse_the_next_one_and_leave_the_others() -> None:
+    async with serving() as server, await server.connect() as raw:
+        client = H2Client(raw.stream)
+        client.ask(1, "/stream?n=20")
+        for stream_id in range(3, 2205, 2):
+            client.connection.prioritize(stream_id, weight=5)
+        client.ask(2207, "/hello")
+        await client.send()
+        await client.until(lambda event: isinstance(event, h2.events.StreamReset) and event.stream_id == 2207)
+        await client.until(ended(1))
+        assert client.body(1).endswith(b"[DONE]\n\n")

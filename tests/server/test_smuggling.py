@@ -246,6 +246,28 @@ async def test_behind_what_is_refused_nothing_is_heard_though_it_came_with_a_goo
     assert app.asked == [("GET", "/hello")]
 
 
+async def test_a_body_in_chunks_is_not_judged_by_the_request_behind_it() -> None:
+    app = Witness()
+    async with serving(app) as server, await server.connect() as client:
+        await client.send(in_chunks(b"3\r\nabc\r\n" + END) + get(b"A: b\rc") + SNEAK)
+        assert [(await client.answer()).status for _ in range(2)] == [200, 400]
+        assert await client.read_to_end() == b""
+    assert (app.bodies, app.asked) == ([b"abc"], [("POST", "/echo")])
+
+
+async def test_only_the_first_request_of_a_connection_may_switch_to_http2() -> None:
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+    for pause in (False, True):
+        async with serving() as server, await server.connect() as client:
+            if pause:
+                assert (await client.fetch("/hello")).status == 200
+                await client.send(preface)
+            else:
+                await client.send(get() + preface)
+                assert (await client.answer()).status == 200
+            assert await client.read_to_end() == b""
+
+
 POST = {b":method": b"POST", b":path": b"/echo", b":authority": b"x", b":scheme": b"http"}
 
 

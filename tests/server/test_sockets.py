@@ -1,5 +1,6 @@
 """Binding and listening."""
 
+import resource
 import socket
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import trio
 
 from tests.server.serving import Client, serving
 from trioserve.errors import SettingsError
-from trioserve.server.sockets import Listener, bind, bind_unix
+from trioserve.server.sockets import Listener, bind, bind_unix, raise_file_limit
 
 
 def test_a_port_in_use_is_told_in_one_sentence() -> None:
@@ -100,3 +101,15 @@ async def test_a_socket_that_was_handed_over_keeps_its_queue_for_the_successor()
             async with await server.connect() as client:  # by then the one that waited has been served
                 await client.fetch("/hello")
             assert waiting.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_as_many_files_as_the_system_gives_are_taken_and_some_are_kept() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        num_connections = raise_file_limit()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert hard == before[1] and soft == min(hard, 65536)
+        assert num_connections == soft - 128
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -46,6 +46,9 @@ class Numbers:
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         raise NotImplementedError
 
+    def kept_bytes(self, work: Callable[[], object]) -> int:
+        raise NotImplementedError
+
     def record(self, *, timed: bool = False) -> Event:
         raise NotImplementedError
 

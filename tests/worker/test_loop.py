@@ -37,7 +37,7 @@ def served() -> Iterator[tuple[Wire, list[int]]]:
     ("changes", "sentence"),
     [
         ({"model_path": "/nonexistent"}, "is not a model folder"),
-        ({"device": "cuda"}, "device cuda is not supported"),
+        ({"device": "cuda"}, "device cuda cannot be used: torch "),
         ({"tp_size": 4096}, "tensor_parallel_size 4096 is more than the"),
         ({"num_blocks": 3}, "lower max_model_len or give the KV cache more"),
     ],

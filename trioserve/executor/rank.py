@@ -55,7 +55,7 @@ class LocalRank:
         """Start it; it loads what ``config`` names."""
         self.tp_rank = config.tp_rank
         self._child: Child[FromWorker] = Child(
-            "trioserve.worker",
+            self.module,
             FromWorker,
             env=worker_environment(),
             first_frame=encode_frame(config),

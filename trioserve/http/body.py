@@ -1,13 +1,21 @@
 """Reads a request's body within the limits on its size, its time and its kind."""
 
 import math
+import re
+from typing import Final
 
 import trio
 from quart import Request, g
 
 from trioserve.core.extensions import WHOLE_BODY
+from trioserve.errors import InvalidRequest
 from trioserve.http.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 from trioserve.settings import LimitSettings
+
+_NUMBERS: Final = 16
+"""That may be for each text, list or object that may: they cost as much less to read."""
+_PART: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[{,]', re.DOTALL)
+_COMMA: Final = b","[0]
 
 
 async def read_json_body(request: Request, limits: LimitSettings) -> bytes:
@@ -16,9 +24,14 @@ async def read_json_body(request: Request, limits: LimitSettings) -> bytes:
     Raises:
         UnsupportedMediaType: It says that it is something else; saying nothing is fine.
         BodyTooLarge, BodyTimeout: Names the limit.
+        InvalidRequest: It holds more values than it may.
     """
     handed_back: bytes | None = g.pop("json_body", None)
-    return await _read(request, limits) if handed_back is None else handed_back
+    if handed_back is not None:
+        return handed_back
+    body = await _read(request, limits)
+    check_values(body, limits.max_body_values)
+    return body
 
 
 def hand_back(body: bytes) -> None:
@@ -45,6 +58,35 @@ async def _read(request: Request, limits: LimitSettings) -> bytes:
                 raise _too_large(limits)
         return bytes(body)
     raise BodyTimeout(f"the body did not arrive within {limits.body_timeout_s:g} s")
+
+
+def check_values(body: bytes, limit: int) -> None:
+    """Refuse JSON of too many values before it is made objects of, which would hold everyone up for seconds.
+
+    Args:
+        limit: Texts, lists and objects that it may hold.
+
+    Raises:
+        InvalidRequest: Names the limit.
+    """
+    most_numbers = _NUMBERS * limit
+    most_told = body.count(b'"') // 2 + body.count(b"[") + body.count(b"{")
+    if most_told <= limit and body.count(b",") <= most_numbers:
+        return  # even if all of them are no part of a text
+    num_values = num_commas = 0
+    for part in _PART.finditer(body):
+        if body[part.start()] == _COMMA:
+            num_commas += 1
+        else:
+            num_values += 1
+        if num_values > limit:
+            raise InvalidRequest(
+                f"the body holds more than max_body_values = {limit} texts, lists and objects"
+            )
+        if num_commas > most_numbers:
+            raise InvalidRequest(
+                f"the body holds more than {most_numbers} values, {_NUMBERS} times max_body_values = {limit}"
+            )
 
 
 def _check_media_type(request: Request) -> None:

@@ -74,6 +74,20 @@ class CudaDevice:
         torch.cuda.synchronize(self.torch_device)
         return torch.cuda.max_memory_allocated(self.torch_device) - before
 
+    def kept_bytes(self, work: Callable[[], object]) -> int:
+        """What nobody else can have any more after ``work``; torch counts as free what graphs keep, the driver does
+        not."""
+        before = self._free_bytes()
+        work()
+        return max(0, before - self._free_bytes())
+
+    def _free_bytes(self) -> int:
+        """Once torch has given back what it keeps for later."""
+        torch.cuda.synchronize(self.torch_device)
+        torch.cuda.empty_cache()
+        free: int = torch.cuda.mem_get_info(self.torch_device)[0]
+        return free
+
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Host memory that the device copies from and to without anybody's help; its contents are arbitrary. What is
         large stays pinned for as long as there is this device.
@@ -84,7 +98,7 @@ class CudaDevice:
         if math.prod(shape) * dtype.itemsize < _LARGE_BYTES:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         pinned = torch.empty(shape, dtype=dtype)
-        error = int(torch.cuda.cudart().cudaHostRegister(pinned.data_ptr(), pinned.nbytes, _PORTABLE))
+        error = int(torch.cuda.cudart().cudaHostRegister(pinned.data_ptr(), pinned.nbytes, _PORTABLE))  # type: ignore[no-untyped-call]
         if error:
             raise RuntimeError(f"{pinned.nbytes} bytes cannot be pinned, cudaHostRegister answers {error}")
         self._pinned.append(pinned)  # freed memory must not be pinned

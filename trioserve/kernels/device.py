@@ -77,6 +77,10 @@ class Device(Protocol):
         """
         ...
 
+    def kept_bytes(self, work: Callable[[], object]) -> int:
+        """What nobody else can have any more after ``work``, such as what its graphs keep for themselves."""
+        ...
+
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Host memory that the device copies from and to without anybody's help; its contents are arbitrary.
 

@@ -3,7 +3,6 @@
 CuPy is imported when a GPU is first used, and by nothing else here.
 """
 
-import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -68,11 +67,13 @@ class Loader:
 
 def _imported() -> ModuleType:
     try:
-        return importlib.import_module("cupy")
+        import cupy
     except ImportError as exc:
         raise KernelError(
             f"CuPy, which loads the CUDA kernels, cannot be imported ({exc}): {INSTALL}"
         ) from exc
+    module: ModuleType = cupy
+    return module
 
 
 def _spelled(version: int) -> str:

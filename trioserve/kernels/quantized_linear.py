@@ -12,8 +12,6 @@ from trioserve.kernels.gpu import Gpu, element_of
 from trioserve.kernels.shapes import ShapeError, Shapes
 from trioserve.kernels.source import Kernel
 
-MOST_TOKENS: Final = 16
-"""That share one reading of the weight; for more, dense matrices are faster."""
 FP8: Final = torch.float8_e4m3fn
 WARPS: Final = 8
 """Of a block, which share the depth of a tile."""

@@ -149,7 +149,9 @@ def _read_fp8(config: Mapping[str, Any]) -> tuple[Rule, ...]:
 
 
 def _block(value: object, field: str) -> tuple[int, int]:
-    """Rows and columns of a block."""
+    """Rows and columns of a block, also as "128x128"."""
+    if isinstance(value, str) and all(part.isdigit() for part in value.split("x")):
+        value = [int(part) for part in value.split("x")]
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise _refusal(field, value, "two numbers")
     rows, columns = (_group_size(each, field) for each in value)

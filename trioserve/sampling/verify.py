@@ -1,13 +1,21 @@
 """Tokens that were guessed, and which of them the sequences would have had anyway."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trioserve.sampling.sampler import Sampler, Samples
+from trioserve.sampling.sampler import Samples
+
+
+class Chooses(Protocol):
+    """What chooses a token for each row, such as a ``Sampler``."""
+
+    def sample(self, logits: Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> Samples:
+        """As ``Sampler.sample``."""
+        ...
 
 
 class Guesses(NamedTuple):
@@ -49,7 +57,7 @@ class Round(NamedTuple):
 
 
 def verify(
-    sampler: Sampler, logits: Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64], guesses: Guesses
+    sampler: Chooses, logits: Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64], guesses: Guesses
 ) -> list[Round]:
     """Choose a token for each sequence, one more for each whose first guess it is, and so on.
 

@@ -242,6 +242,9 @@ class Http1Protocol(H11Protocol):
     async def _begin(self, request: h11.Request) -> bool:
         await self.send(Updated(idle=False))
         if (request.method, request.target, request.http_version) == (b"PRI", b"*", b"2.0"):
+            if self.keep_alive_requests:  # only a connection's first request may switch
+                await self.send(Closed())
+                return False
             raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
         status = fault(request, max_header_bytes=self.config.max_header_bytes)
         if status:
@@ -310,13 +313,10 @@ class Http1Protocol(H11Protocol):
         await self.send(Closed())
 
     async def _resume(self) -> None:
-        """Take up what came behind the request before. Only a connection's first request may switch to HTTP/2."""
-        try:
-            await self._handle_events()
-            if self.stream is None:
-                await self.send(Updated(idle=True))
-        except H2ProtocolAssumedError:
-            await self.send(Closed())
+        """Take up what came behind the request before."""
+        await self._handle_events()
+        if self.stream is None:
+            await self.send(Updated(idle=True))
 
 
 class _UsualStream:

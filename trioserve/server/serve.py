@@ -26,7 +26,7 @@ from trioserve.server.connection import Commons, Connection
 from trioserve.server.exchange import ASGIApp
 from trioserve.server.lifespan import Lifespan
 from trioserve.server.signals import Notices
-from trioserve.server.sockets import Listener, bind
+from trioserve.server.sockets import Listener, bind, raise_file_limit
 from trioserve.server.systemd import ServiceManager
 from trioserve.settings import Settings
 
@@ -123,6 +123,7 @@ class _Server:
         self._side = list(side)
         self._side_commons = Commons(app.side_app or app, config, lambda: False)
         self._lifespan = Lifespan(app, self._commons.state)
+        self._max_connections = raise_file_limit()
 
     async def run(self, task_status: trio.TaskStatus[list[str]]) -> None:
         try:
@@ -262,6 +263,8 @@ class _Server:
         """Take at most ``limit`` connections from the kernel's queue; returns the errno that ended it, or 0."""
         tls = self._tls if listener.secure else None
         for _ in range(limit):
+            if len(self._commons.connections) + len(self._side_commons.connections) >= self._max_connections:
+                return errno.EMFILE
             try:
                 sock, _ = listener.sock.accept()
             except OSError as exc:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import resource
 import socket
 import stat
 from collections.abc import Sequence
@@ -22,6 +23,27 @@ _REASONS: Final = {
     errno.EACCES: "needs privileges: choose a {flag} from 1024 on",
     errno.EADDRNOTAVAIL: "is not an address of this machine: choose another --host",
 }
+
+
+_MAX_FILES: Final = 1 << 16
+"""More than connections that one process can serve."""
+_OWN_FILES: Final = 128
+"""That are no connections: ranks and other processes, the database, listeners."""
+
+
+def raise_file_limit() -> int:
+    """Have as many files as the system lets this process have; returns how many of them may be connections.
+
+    The rest is for what the server does itself: a rank that cannot be started anew for want of files would end it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    limit = _MAX_FILES if soft == resource.RLIM_INFINITY else soft
+    return max(limit - _OWN_FILES, limit // 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,11 @@ class StrictBuffer(ReceiveBuffer):
             h11.LocalProtocolError: A line ends otherwise, is folded, or holds what no line may. h11 makes it the
                 client's fault.
         """
-        blank = _BLANK.search(self._data, self._multiple_lines_search)
-        if self._data.startswith(b"\n") or (blank is not None and _DAMAGE.search(self._data, 0, blank.end())):
-            raise h11.LocalProtocolError("a line ends or goes on as it must not")
+        if not self._data.startswith(b"\r\n"):  # else there is none, and what follows is another request's
+            blank = _BLANK.search(self._data, self._multiple_lines_search)
+            is_damaged = blank is not None and _DAMAGE.search(self._data, 0, blank.end())
+            if is_damaged or self._data.startswith(b"\n"):
+                raise h11.LocalProtocolError("a line ends or goes on as it must not")
         return super().maybe_extract_lines()
 
     def maybe_extract_next_line(self) -> bytearray | None:

@@ -21,6 +21,8 @@ class LimitSettings(SettingsGroup):
     """POST requests that a key may send in a minute, after which it gets 429; without keys all clients together."""
     max_body_bytes: Count = 16 << 20
     """Of a request's body; a longer one gets 413."""
+    max_body_values: Count = 1 << 16
+    """Texts, lists and objects that a request's body may hold; of numbers and the like it may hold 16 times as many."""
     max_header_bytes: int = Field(default=32 * 1024, ge=1024, le=1 << 20)
     """Of a request's line and headers, 32 for each header besides; a longer one gets 431."""
     body_timeout_s: Seconds = 60.0

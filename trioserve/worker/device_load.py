@@ -21,11 +21,15 @@ from trioserve.model.nccl import DeviceSums, join_nccl
 from trioserve.model.parts import Part
 from trioserve.model.progress import Progress
 from trioserve.model.ranks import ALONE, Ranks
+from trioserve.worker.device_guessing import GuessingDeviceRunner
 from trioserve.worker.device_memory import plan_device_blocks
 from trioserve.worker.device_runner import DeviceRunner, FollowingDeviceRunner
 from trioserve.worker.device_step_runner import DeviceShape, DeviceStepRunner
 from trioserve.worker.grammars import Grammars
+from trioserve.worker.machine import usable_cores
 from trioserve.worker.phases import Phases, Throttle
+from trioserve.worker.prices import measure_prices
+from trioserve.worker.swap_space import SwapSpace, plan_host_blocks
 from trioserve.worker.warm_up import run_once
 
 _SCALE_BYTES: Final = 4
@@ -57,15 +61,19 @@ def load_device_runner(
     Raises:
         ModelError: The folder, the settings or the machine are not up to it; one sentence.
     """
-    if config.speculation is not None:
-        raise ModelError("speculative_config cannot be obeyed on a GPU: leave it out, or set device to cpu")
+    if config.speculation is not None and config.tp_size > 1:
+        raise ModelError(
+            f"speculative_config cannot be obeyed on {config.tp_size} GPUs, only on one: leave it out, or set "
+            "tensor_parallel_size to 1"
+        )
+    device = machine.open_device(config)
+    torch.set_num_threads(_num_threads(config))
     folder = Path(config.model_path)
     shape = read_config(folder)
     Part(config.tp_rank, config.tp_size).refuse_uneven(shape)
     dtype = resolve_dtype(folder, shape, config.dtype)
     if why := _obstacle(config, shape, dtype):
         raise ModelError(f"a GPU cannot run this model: {why}; choose another dtype, or set device to cpu")
-    device = machine.open_device(config)
     ranks, sums = (ALONE, None) if config.tp_size == 1 else machine.meet(config, device, dtype)
     phases.end("device")
     meanwhile()
@@ -81,6 +89,12 @@ def load_device_runner(
             f"{device.name} has not enough memory for this model: lower max_num_seqs, max_num_batched_tokens or "
             "gpu_memory_utilization, set enforce_eager, or share the model among more GPUs by tensor_parallel_size"
         ) from exc
+
+
+def _num_threads(config: WorkerConfig) -> int:
+    """For what is left to the host: as many as told, at most this rank's share of the cores."""
+    share = max(1, usable_cores().count // config.num_local_ranks)
+    return min(config.num_threads or share, share)
 
 
 def open_cuda(config: WorkerConfig) -> Device:
@@ -175,13 +189,23 @@ class _Loaded(NamedTuple):
         run_once(runner.run, config, self._probe_blocks, num_seqs=1, num_tokens=_WARM_UP_TOKENS)
         phases.end("kernels")
         num_blocks = self.ranks.least(
-            plan_device_blocks(self.device, config, self.bytes_per_block, lambda: self._run_largest(runner))
+            plan_device_blocks(
+                self.device,
+                config,
+                self.bytes_per_block,
+                partial(self._run_largest, runner),
+                lent_blocks=self._probe_blocks,
+            )
         )
+        num_host_blocks = self.ranks.least(plan_host_blocks(config, self.bytes_per_block))
         runner.use([])
-        runner.use(self._caches(num_blocks))
+        caches = self._caches(num_blocks)
+        runner.use(caches, SwapSpace(caches, num_host_blocks, self.device) if num_host_blocks else None)
         phases.end("KV cache")
         graphs_bytes = self._capture(runner, report)
         phases.end("graphs")
+        num_drafting = self._measure_prices(runner)
+        phases.end("warm-up")
         ready = WorkerReady(
             tp_rank=config.tp_rank,
             num_blocks=num_blocks,
@@ -194,7 +218,9 @@ class _Loaded(NamedTuple):
             phases_s=phases.seconds,
             kv_cache_dtype=self._kv_dtype_name,
             device=self.device.name,
+            num_host_blocks=num_host_blocks,
             num_graphs=runner.num_graphs,
+            max_drafting_seqs=num_drafting,
         )
         return runner, ready
 
@@ -232,6 +258,10 @@ class _Loaded(NamedTuple):
             num_kv_heads=Part(config.tp_rank, config.tp_size).shape(self.shape).num_kv_heads,
             batch_invariant=config.batch_invariant,
         )
+        if config.speculation is not None:
+            return GuessingDeviceRunner(
+                self.decoder, caches, self.device, shape, self.grammars, config.speculation
+            )
         share = None if self.sums is None else self.sums.share_tokens
         if config.tp_rank == 0:
             return DeviceRunner(
@@ -258,13 +288,23 @@ class _Loaded(NamedTuple):
         run_once(runner.run, config, blocks, num_seqs=1, num_tokens=config.max_num_batched_tokens)
         del held
 
+    def _measure_prices(self, runner: DeviceStepRunner) -> int:
+        """Find out what guesses cost, where there are to be any; in steps of how many sequences they may pay."""
+        if not isinstance(runner, GuessingDeviceRunner) or runner.drafter is None:
+            return 0
+        assert self.config.speculation is not None, "somebody guesses unasked"
+        prices = measure_prices(
+            runner, self.ranks, self.config, self.config.speculation, self.shape.vocab_size
+        )
+        runner.drafter.prices = prices
+        return len(prices)
+
     def _capture(self, runner: DeviceStepRunner, report: Callable[[LoadProgress], None]) -> int:
         """Capture all graphs, unless none are wanted; the bytes that they took."""
         if self.config.enforce_eager:
             return 0
-        before = self.device.memory().free_bytes
-        runner.capture(partial(Throttle(report).graphs, self.decoder.num_bytes))
-        return max(0, before - self.device.memory().free_bytes)
+        progress = partial(Throttle(report).graphs, self.decoder.num_bytes)
+        return self.device.kept_bytes(lambda: runner.capture(progress))
 
     def _description(self, num_graphs: int, graphs_bytes: int) -> str:
         graphs = f"{num_graphs} graphs of {graphs_bytes / 1e6:.0f} MB" if num_graphs else "no graphs"

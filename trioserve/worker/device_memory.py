@@ -138,7 +138,7 @@ def _advice(config: WorkerConfig, memory: _Memory, num_blocks: int, needed: int)
 def _smaller_weights(config: WorkerConfig) -> list[str]:
     """What makes the weights of a rank smaller."""
     shared = f"share the model among more GPUs by tensor_parallel_size, now {config.tp_size}"
-    return ["set quantization", shared] if config.quantization == "none" else [shared]
+    return ["set quantization", shared] if config.quantization in ("auto", "none") else [shared]
 
 
 def _warn_of_little(config: WorkerConfig, num_blocks: int, per_seq: int) -> None:

@@ -29,6 +29,9 @@ from trioserve.worker.slots import NEWS_WIDTH
 class DeviceRunner(DeviceStepRunner):
     """The rank that chooses the tokens."""
 
+    _waits = False
+    """Whether the host needs to know every token before the next step."""
+
     def __init__(
         self,
         model: DeviceDecoder,
@@ -43,6 +46,7 @@ class DeviceRunner(DeviceStepRunner):
     ) -> None:
         super().__init__(model, caches, device, shape, ranks=ranks, share_tokens=share_tokens, swaps=swaps)
         self._grammars = grammars
+        self._scored_logits = torch.empty(0)
         self._sampler = DeviceSampler(
             device, shape.max_num_seqs, shape.vocab_size, shape.max_num_seqs, grammars.fill_masks
         )
@@ -85,6 +89,7 @@ class DeviceRunner(DeviceStepRunner):
         chosen = Chosen(slots, table.seq_ids[slots], readout, sampler.wanted(slots))
         if is_bound:
             sampler.unconstrain(len(slots))
+        if is_bound or self._waits:
             chosen.turns = self._settle(slots, num_known, readout, follow, region)
         else:
             table.append(slots, np.full(len(slots), UNKNOWN))
@@ -119,9 +124,11 @@ class DeviceRunner(DeviceStepRunner):
         return self._scorer.score(stretches, hidden, self._logits_on_host, self._slots)
 
     def _logits_on_host(self, hidden: Tensor) -> Tensor:
-        """Logits of ``hidden``; waits for them."""
+        """Logits of ``hidden``, of use until the next; waits for them."""
         logits = self._model.compute_logits(hidden)
-        pinned = self._device.pinned(*logits.shape, dtype=logits.dtype)
+        if logits.numel() > self._scored_logits.numel():
+            self._scored_logits = self._device.pinned(logits.numel(), dtype=logits.dtype)
+        pinned = self._scored_logits[: logits.numel()].view(logits.shape)
         pinned.copy_(logits, non_blocking=True)
         self._device.record().wait()
         return pinned

@@ -27,7 +27,7 @@ from trioserve.model.device import DeviceDecoder
 from trioserve.model.ranks import ALONE, Ranks
 from trioserve.sampling.device_sampler import Choice
 from trioserve.worker.device_steps import DecodeGraphs, DeviceSlots, StepInputs
-from trioserve.worker.pending import Chosen, Finish, Pending
+from trioserve.worker.pending import Chosen, Finish, Pending, Rounds, StepTimes
 from trioserve.worker.scoring import PromptScorer, Stretch
 from trioserve.worker.slots import SlotTable
 
@@ -98,8 +98,9 @@ class DeviceStepRunner(ABC):
         swaps: Swaps | None = None,
     ) -> None:
         """``share_tokens``: where there are several ranks, what gives all of them those of rank 0, on the device."""
-        self.timeline: list[Event] | None = None
-        """The ends of steps, for who puts a list here; they take the device's time then."""
+        self.timeline: list[StepTimes] | None = None
+        """Of steps, for who puts a list here; they take the device's time then."""
+        self._start: Event | None = None
         self._model = model
         self._device = device
         self._shape = shape
@@ -140,6 +141,20 @@ class DeviceStepRunner(ABC):
         with self._nobody():
             self._graphs.try_largest(self._shape.max_num_seqs)
 
+    @torch.inference_mode()
+    def decode_again(self, num_seqs: int, times: int) -> float:
+        """Seconds that the graphs of the last step, which decoded ``num_seqs``, take where nobody starts them late:
+        the mean of so many times. The sequences are of no use then."""
+        bucket = self._graphs.bucket_for(num_seqs)
+        assert bucket is not None, "there are no graphs of so many rows"
+        began = self._device.record(timed=True)
+        for _ in range(times):
+            self._graphs.forward(bucket)
+            self._graphs.choose(bucket, Choice.PLAIN)
+        ended = self._device.record(timed=True)
+        ended.wait()
+        return ended.seconds_since(began) / times
+
     @contextmanager
     def _nobody(self) -> Iterator[None]:
         """Rows that only fill a step are sent; what is started inside is done at the end."""
@@ -172,10 +187,11 @@ class DeviceStepRunner(ABC):
         work = self._begin(plan.work)
         self._there.send(region)
         self._send_wishes(region)
-        chosen, scored = self._compute(work, region) if work.slots.size else (None, [])
+        chosen, scored = self._compute(work, plan.num_drafts, region) if work.slots.size else (None, [])
         event = self._device.record(timed=self.timeline is not None)
         if self.timeline is not None:
-            self.timeline.append(event)
+            self.timeline.append(StepTimes(self._start or event, event))
+            self._start = None
         return Pending(self._finish, plan.step_id, region, started_s, chosen, scored, event)
 
     # --- tables ---
@@ -236,8 +252,13 @@ class DeviceStepRunner(ABC):
 
     # --- a step ---
 
-    def _compute(self, work: Work, region: Region) -> tuple[Chosen | None, list[PromptLogprobs]]:
-        """Start a step; what it chooses, and what it has scored."""
+    def _compute(
+        self, work: Work, num_drafts: int, region: Region
+    ) -> tuple[Chosen | Rounds | None, list[PromptLogprobs]]:
+        """Start a step; what it chooses, and what it has scored.
+
+        ``num_drafts``: tokens of each that may be guessed; here nobody does.
+        """
         table, sampling = self._slots, work.slots[work.samples]
         choice, scored = self._choice_of(sampling), list[PromptLogprobs]()
         if work.is_decode:
@@ -265,6 +286,7 @@ class DeviceStepRunner(ABC):
         )
         block_ids = table.block_tables[slots, (work.ends - 1) // shape.block_size].astype(np.int64)
         self._inputs.send_decodes(slots, work.ends, block_ids, num_rows, split_size, region)
+        self._note_start()
         if bucket is None:
             return self._logits(self._inputs.decodes(num_rows, num_splits))
         self._graphs.forward(bucket)
@@ -276,7 +298,9 @@ class DeviceStepRunner(ABC):
         stretches = self._scorer.stretches(work.slots, counts, work.ends)
         rows = [counts.cumsum()[samples] - 1]
         rows += [np.arange(first, first + count) for _, first, _, count in stretches]
-        hidden = self._model(self._mixed(work, np.concatenate(rows), region), self._caches)
+        batch = self._mixed(work, np.concatenate(rows), region)
+        self._note_start()
+        hidden = self._model(batch, self._caches)
         num_samples = len(rows[0])
         scored = self._score(stretches, hidden[num_samples:])
         if not num_samples:
@@ -284,6 +308,11 @@ class DeviceStepRunner(ABC):
         slots = work.slots[samples]
         self._inputs.send_samples(slots, table.num_tokens[slots], num_samples, region)
         return self._model.compute_logits(hidden[:num_samples]), scored
+
+    def _note_start(self) -> None:
+        """What comes next are the layers of a step."""
+        if self.timeline is not None:
+            self._start = self._device.record(timed=True)
 
     # --- what the device is told ---
 

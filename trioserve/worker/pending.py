@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import structs
@@ -13,6 +14,17 @@ from trioserve.kernels.device import Event
 from trioserve.kernels.staging import Region, Staging
 from trioserve.sampling.constraint import Turn
 from trioserve.sampling.device_sampler import Readout, Wanted, records
+
+
+class StepTimes(NamedTuple):
+    """When a step had its inputs and when its results were on their way, on the device's clock.
+
+    What comes to an idle device is as early as its launch: where the host is late, ``start`` is by that of the layers,
+    some microseconds. The time between two ends has all of it.
+    """
+
+    start: Event
+    end: Event
 
 
 class Finish:
@@ -60,10 +72,22 @@ class Chosen:
             is_certain.tolist(),
             strict=True,
         )
-        sampled = [SampledToken(*row) for row in rows]
-        for row, turn in self.turns.items():
+        return self.turned([SampledToken(*row) for row in rows], self.turns)
+
+    @staticmethod
+    def turned(sampled: list[SampledToken], turns: dict[int, Turn]) -> list[SampledToken]:
+        """``sampled``, with what they have led to, by row."""
+        for row, turn in turns.items():
             sampled[row] = structs.replace(sampled[row], forced=turn.forced, failure=turn.failure)
         return sampled
+
+
+class Rounds(NamedTuple):
+    """What a step with guesses has chosen."""
+
+    rounds: list[list[SampledToken]]
+    num_drafted: list[int]
+    """How many sequences had one guess or more, two or more, and so on."""
 
 
 class Pending:
@@ -75,7 +99,7 @@ class Pending:
         step_id: int,
         region: Region,
         started_s: float,
-        chosen: Chosen | None,
+        chosen: Chosen | Rounds | None,
         scored: list[PromptLogprobs],
         event: Event,
     ) -> None:
@@ -95,6 +119,11 @@ class Pending:
             KernelError: The device failed.
         """
         self.event.wait()
-        sampled = [] if self._chosen is None else self._chosen.sampled()
+        chosen = self._chosen
+        sampled = chosen.sampled() if isinstance(chosen, Chosen) else []
         step_s = self._finish(self._region, self._started_s)
-        return StepResult(self._step_id, sampled, step_s, self._scored)
+        result = StepResult(self._step_id, sampled, step_s, self._scored)
+        if not isinstance(chosen, Rounds):
+            return result
+        first, *more = chosen.rounds
+        return structs.replace(result, sampled=first, more=more, num_drafted=chosen.num_drafted)

@@ -3,15 +3,14 @@
 import math
 import time
 from itertools import takewhile
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
 from trioserve.core.sampling import SamplingParams
-from trioserve.core.step import Admission, SlotWork, Speculation, StepPlan, WorkerConfig
+from trioserve.core.step import Admission, SlotWork, Speculation, StepPlan, StepResult, WorkerConfig
 from trioserve.model.ranks import Ranks
-from trioserve.worker.drafts import Price
-from trioserve.worker.runner import StepRunner
+from trioserve.worker.drafts import Drafter, Price
 
 _NUM_SEQS: Final = (1, 4, 16, 32)
 """Sequences of the steps that are measured. With more of them a step is bound by arithmetic, and a guess costs about
@@ -29,8 +28,18 @@ _ENOUGH_S: Final = 0.1
 """Time after which a number of sequences has no more rounds than the least."""
 
 
+class Guesses(Protocol):
+    """A runner that may guess."""
+
+    drafter: Drafter | None
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Carry out ``plan``."""
+        ...
+
+
 def measure_prices(
-    runner: StepRunner, ranks: Ranks, config: WorkerConfig, speculation: Speculation, vocab_size: int
+    runner: Guesses, ranks: Ranks, config: WorkerConfig, speculation: Speculation, vocab_size: int
 ) -> list[Price]:
     """The price of guesses by the number of sequences in a step less one, as far as guesses may pay.
 
@@ -53,9 +62,7 @@ def measure_prices(
 class _Bench:
     """Runs one sequence as many, in the same blocks: they write and read the same."""
 
-    def __init__(
-        self, runner: StepRunner, ranks: Ranks, config: WorkerConfig, speculation: Speculation
-    ) -> None:
+    def __init__(self, runner: Guesses, ranks: Ranks, config: WorkerConfig, speculation: Speculation) -> None:
         self._runner = runner
         self._ranks = ranks
         self._num_guesses = speculation.num_tokens

@@ -58,11 +58,12 @@ def plan_host_blocks(config: WorkerConfig, bytes_per_block: int) -> int:
     """How many blocks ``swap_bytes`` of each rank hold.
 
     Raises:
-        ModelError: The host has not so much memory for all ranks, or it is less than a block.
+        ModelError: The host has not so much memory for all its ranks, or it is less than a block.
     """
-    wanted, free = config.swap_bytes * config.tp_size, int(available_memory_bytes() * _HOST_SHARE)
+    num_ranks = config.num_local_ranks
+    wanted, free = config.swap_bytes * num_ranks, int(available_memory_bytes() * _HOST_SHARE)
     if wanted > free:
-        each = f" for each of {config.tp_size} GPUs" if config.tp_size > 1 else ""
+        each = f" for each of {num_ranks} GPUs" if num_ranks > 1 else ""
         raise ModelError(
             f"swap_space = {config.swap_bytes / 2**30:g} GiB{each} is more than the {free / 2**30:.1f} GiB of host "
             "memory that can be pinned: lower it"
