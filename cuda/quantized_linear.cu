@@ -34,8 +34,9 @@
 // the warps. So how a token's sums are made depends on the sizes and on num_splits alone, not on how many tokens there
 // are; but those for one token have another order than the rest.
 //
-// How a code becomes a number says codes.cuh. The tensor cores multiply by whole codes; scales come in float32 at a
-// group's end, where the offset counts with the sum of the group's x, a product with ones.
+// A code becomes a number by one multiplication: as the last bits of a 16-bit float it is that many of the least
+// subnormal, and times a power of two exactly code / whole(). The tensor cores multiply by whole codes; scales come in
+// float32 at a group's end, where the offset counts with the sum of the group's x, a product with ones.
 //
 // Ladder
 //   v1  Weights as the first operand, tokens as the second, so that 8 tokens waste nothing; a permutation of the columns

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import trio
 
@@ -51,16 +51,16 @@ logger = logging.getLogger(__name__)
 
 EXIT_ABORTED: Final = 75
 """A rank was ended that the server still used."""
-_FLAGS: Final = (
-    "model",
-    "revision",
-    "download_dir",
-    "rank_key_file",
-    "rank_silence_timeout_s",
-    "drain_timeout_s",
-    "log_level",
-    "log_format",
-)
+_FLAGS: Final = {
+    "model": "the server's model: a repository, a folder or builtin [builtin]",
+    "revision": "branch, tag or commit of the repository",
+    "download_dir": "the hub's cache folder, if not the usual one",
+    "rank_key_file": "a file that holds the key",
+    "rank_silence_timeout_s": "time after which a server that says nothing at all counts as lost [10]",
+    "drain_timeout_s": "time that a rank in use has, after SIGTERM, until the server lets it go [300]",
+    "log_level": "lines of less weight are left out [info]",
+    "log_format": "text, json, or auto: text on a terminal [auto]",
+}
 """The settings that count here; each is also a variable and a key of trioserve.toml, as for the server."""
 _FIRST_DELAY_S: Final = 0.25
 _LONGEST_DELAY_S: Final = 5.0
@@ -85,20 +85,26 @@ def main(words: Sequence[str]) -> int:
         return EXIT_SETTINGS
 
 
+class _Parser(argparse.ArgumentParser):
+    """Complains as settings do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}: see trioserve join --help.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="trioserve join",
         description="Lend ranks of this machine to a server that was started with --rank-listen.",
-        epilog="The key is TRIOSERVE_RANK_KEY, or in --rank-key-file.",
+        epilog="The key is TRIOSERVE_RANK_KEY, or in --rank-key-file. "
+        "Each flag but --ranks is also a variable: TRIOSERVE_MODEL.",
         allow_abbrev=False,
     )
     parser.add_argument("ADDRESS", help="HOST:PORT, the server's rank_listen as this machine reaches it")
     parser.add_argument("--ranks", type=_count, default=1, help="how many ranks to lend [1]")
-    for name in _FLAGS:
-        text = (Settings.model_fields[name].description or "").replace("\n", " ").replace("%", "%%")
-        parser.add_argument(
-            "--" + name.replace("_", "-"), dest=name, metavar=name.rsplit("_", 1)[-1].upper(), help=text
-        )
+    for name, text in _FLAGS.items():
+        metavar = "SECONDS" if name.endswith("_s") else name.rsplit("_", 1)[-1].upper()
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, metavar=metavar, help=text)
     return parser
 
 

@@ -38,8 +38,10 @@ def _flags(
 
 
 _ONE_REPLICA: Final = "one server is one replica; start one more for each and put a proxy in front"
-_ONE_MACHINE: Final = "a server runs on one machine; for more, start one on each and put a proxy in front"
-_NO_SPLIT: Final = "a model is not split over machines or devices here"
+_ONE_MACHINE: Final = (
+    "ranks of other machines come in by rank_listen and trioserve join; see docs/operations.md"
+)
+_NO_SPLIT: Final = "every rank has a part of all layers, by tensor_parallel_size, and there is no other split"
 _NO_EXPERTS: Final = "models with experts are not served here"
 _ONE_PHASE: Final = "prefill and decode always run in the same server"
 _AS_STORED: Final = (
@@ -72,7 +74,7 @@ NOT_OBEYED: Final[Mapping[str, NotObeyed]] = {
         "proxy_url router", "a proxy is told of its servers, not the servers of their proxy; leave it out"
     ),
     **_flags("pipeline_parallel_size decode_context_parallel_size cp", _NO_SPLIT, "1"),
-    **_flags("distributed_executor_backend", "ranks are always processes of this machine, as with mp", "mp"),
+    **_flags("distributed_executor_backend", "ranks are processes, as with mp, or join by rank_listen", "mp"),
     **_flags("nnodes", _ONE_MACHINE, "1"),
     **_flags("node_rank", _ONE_MACHINE, "0"),
     **_flags("ips dist_init_addr master_addr master_port", _ONE_MACHINE),

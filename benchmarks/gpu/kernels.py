@@ -17,6 +17,7 @@ from trioserve.kernels.activation import activation_mul_gpu
 from trioserve.kernels.copy_blocks import copy_blocks_gpu
 from trioserve.kernels.driver import gpu_of
 from trioserve.kernels.gpu import Gpu
+from trioserve.kernels.invariant_linear import invariant_linear_gpu
 from trioserve.kernels.quantized_linear import (
     PackedWeight,
     pack_codes,
@@ -78,6 +79,8 @@ def cases(gpu: Gpu) -> Iterator[Case]:
     for num_rows in (1, 64):
         yield _sampling(gpu, num_rows)
     yield from _products(gpu)
+    for num_tokens in (1, 64, 2048):
+        yield _invariant(gpu, num_tokens)
 
 
 def _random(*shape: int) -> Tensor:
@@ -216,6 +219,19 @@ def _products(gpu: Gpu) -> Iterator[Case]:
                 _always(dense),
                 targets.get(name) if num_tokens <= 8 else None,
             )
+
+
+def _invariant(gpu: Gpu, num_tokens: int) -> Case:
+    """All four products of a layer whose bits do not depend on the batch, beside cuBLAS, whose do."""
+    weights = [_random(*shape) * 0.02 for shape in LAYER]
+    inputs = [_random(num_tokens, in_size) for _, in_size in LAYER]
+    return Case(
+        f"a layer's products, batch-invariant, {num_tokens} tokens",
+        sum(weight.nbytes for weight in weights),
+        _always(partial(_all, partial(invariant_linear_gpu, gpu), inputs, weights)),
+        "torch",
+        _always(partial(_all, lambda x, weight: linear(x, weight), inputs, weights)),
+    )
 
 
 def _always(call: Call) -> Callable[[int], Call]:

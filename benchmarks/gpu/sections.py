@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from benchmarks.gpu import attention, ceilings, correctness, kernels, ranks
+from benchmarks.gpu import attention, ceilings, correctness, http, invariance, kernels, ranks, steps
 from benchmarks.gpu.report import Report
 
 SECTIONS: Final[Mapping[str, Callable[[Report], None]]] = {
@@ -14,7 +14,10 @@ SECTIONS: Final[Mapping[str, Callable[[Report], None]]] = {
     "correctness": correctness.measure,
     "attention": attention.measure,
     "kernels": kernels.measure,
+    "steps": steps.measure,
+    "invariance": invariance.measure,
     "ranks": ranks.measure,
+    "http": http.measure_streams,
 }
 
 

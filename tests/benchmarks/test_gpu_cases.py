@@ -11,7 +11,7 @@ from benchmarks.gpu import attention, kernels
 from benchmarks.gpu.report import Report, Row, markdown_of
 from tests.emu.build import build
 from tests.emu.device import EmulatedGpu, emulated
-from trioserve.kernels import activation, copy_blocks, rms_norm, rope_store_kv, sampling_gpu
+from trioserve.kernels import activation, copy_blocks, invariant_linear, rms_norm, rope_store_kv, sampling_gpu
 from trioserve.kernels.paged_attention_gpu import decode_kernel, merge_kernel, prefill_kernel
 from trioserve.kernels.quantized_linear import instances as products
 
@@ -27,7 +27,7 @@ ALL = (
 
 @pytest.fixture(scope="module")
 def gpu(tmp_path_factory: pytest.TempPathFactory) -> EmulatedGpu:
-    modules = (activation, rms_norm, rope_store_kv, sampling_gpu)
+    modules = (activation, invariant_linear, rms_norm, rope_store_kv, sampling_gpu)
     wanted = [kernel for module in modules for kernel in module.instances() if "bf16" in kernel.name]
     wanted += [kernel for kernel in sampling_gpu.instances() if "choose" in kernel.file]
     wanted += [kernel for kernel in products() if "bf16" in kernel.name]

@@ -173,3 +173,14 @@ def test_the_joiner_serves_the_next_server_too_and_ends_when_that_has_drained(
         assert running.result().json()["usage"]["completion_tokens"] == 200
         assert server.wait(20) == 0
         assert pair.joiner.process.wait(5) == 0
+
+
+def test_a_server_that_waits_for_ranks_lives_is_not_ready_and_ends_when_it_is_told(tmp_path: Path) -> None:
+    settings = leading(port := free_port())
+    with running_server(tmp_path / "log", settings=settings, command=TRIOSERVE, wait_ready=False) as server:
+        sentence = f"waiting for ranks to join at 127.0.0.1:{port}: 0 of 1 are here"
+        wait_until(lambda: sentence in server.log, 20, lambda: server.log)
+        assert [httpx.get(f"{server.url}/{probe}").status_code for probe in ("live", "ready")] == [200, 503]
+        assert not server.rank_pids()
+        server.terminate()
+        assert server.wait(5) == 0

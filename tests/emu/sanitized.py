@@ -129,15 +129,15 @@ def sampling(gpu: EmulatedGpu) -> None:
 
 
 def products(gpu: EmulatedGpu) -> None:
-    """Of a depth that is split and of one that is not, with a bias."""
+    """Of a depth that is split and of one that is not, with a bias; and one that no batch changes."""
     deep, flat = random(17, 2112, dtype=torch.float32), random(17, 192, dtype=torch.float32)
     x, bias = random(20, 2112, dtype=BF16), random(17, dtype=BF16)
     packed = (
         pack_codes(*quantize_int8(deep)),
         pack_nibbles(*quantize_int4(flat, group_size=32), has_zero_points=False, dtype=BF16),
     )
-    tokens, dense = x[:, :192], flat.to(BF16)
-    found, exact = invariant_linear_gpu(gpu, tokens, dense, bias), invariant_linear_ref(tokens, dense, bias)
+    rows, dense = x[:, :192], flat.to(BF16)
+    found, exact = invariant_linear_gpu(gpu, rows, dense, bias), invariant_linear_ref(rows, dense, bias)
     assert float((found.double() - exact.double()).abs().max() / exact.abs().max()) < 2.0**-8
     for of in packed:
         for num_tokens in (9, 1):

@@ -45,7 +45,7 @@ class CopyingDevice:
     def peak_bytes(self, work: Callable[[], object]) -> int:
         raise NotImplementedError
 
-    def record(self) -> Event:
+    def record(self, *, timed: bool = False) -> Event:
         raise NotImplementedError
 
     def capture(self, work: Callable[[], object]) -> Graph:

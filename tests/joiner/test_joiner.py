@@ -105,6 +105,9 @@ async def test_a_refusal_for_good_is_the_operators_error(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        ([], "the following arguments are required: ADDRESS: see trioserve join --help."),
+        (["leader:7000", "--port", "3"], "unrecognized arguments: --port 3: see trioserve join --help."),
+        (["leader:7000", "--ranks", "0"], "argument --ranks: should be a number from 1 to 64: see"),
         (["nowhere"], "ADDRESS = 'nowhere': it should be HOST:PORT, such as 0.0.0.0:7000."),
         (["127.0.0.1:70000"], "ADDRESS = '127.0.0.1:70000': it should be HOST:PORT"),
         (["127.0.0.1:7000"], r"ranks join by a key: give rank_key \(TRIOSERVE_RANK_KEY\) or rank_key_file."),

@@ -1,6 +1,7 @@
 """What layers add up and join on devices, over Gloo: the same class as over NCCL, but for the group it is given."""
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.model.ranks import gloo_ranks
 from trioserve.errors import ModelError
@@ -72,6 +74,32 @@ def test_tokens_are_those_of_rank_0_in_place() -> None:
         return token_ids
 
     assert all(torch.equal(each, torch.arange(4)) for each in gloo_ranks(3, run))
+
+
+def test_all_that_a_graph_has_to_keep_goes_through_the_dispatcher() -> None:
+    """Where a graph is captured, and an emulated one too."""
+
+    class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    def run(ranks: GroupRanks) -> list[str]:
+        sums, ordered = DeviceSums(ranks.group), DeviceSums(ranks.group, batch_invariant=True)
+        with Seen() as seen:
+            sums.sum(torch.ones(2, 4))
+            sums.join(torch.ones(2, 4), [4, 4])
+            sums.share_tokens(torch.ones(2, dtype=torch.int64))
+            ordered.sum(torch.ones(2, 4))
+        return [name for name in seen.names if name.startswith("c10d.")]
+
+    sum_, join, share, ordered_sum = gloo_ranks(2, run)[0]
+    assert (sum_, share) == ("c10d.allreduce_.default", "c10d.broadcast_.default")
+    assert join == ordered_sum == "c10d._allgather_base_.default"
 
 
 def test_logits_of_no_rows_are_joined_too() -> None:

@@ -46,7 +46,7 @@ class Numbers:
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         raise NotImplementedError
 
-    def record(self) -> Event:
+    def record(self, *, timed: bool = False) -> Event:
         raise NotImplementedError
 
     def capture(self, work: Callable[[], object]) -> Graph:

@@ -75,8 +75,7 @@ class WorkerConfig(Struct, frozen=True, array_like=True, kw_only=True, tag="conf
     max_cached_grammars: int = 256
     """Grammars to keep ready."""
     quantization: str = "auto"
-    """What the weights are brought to: "none", "int8" or "int4", or on a GPU "fp8"; "auto" keeps what the checkpoint
-    has."""
+    """What the weights are brought to: "none", "int8" or "int4", or on a GPU "fp8"; "auto" keeps the checkpoint's."""
     use_warmup: bool = False
     """Whether to compute a full prompt and decodes of many batch sizes before WorkerReady."""
     speculation: Speculation | None = None

@@ -149,11 +149,19 @@ def join_gloo(meeting_fd: int, tp_rank: int, tp_size: int, address: str = "") ->
 
 def gloo_ranks(store: Store, tp_rank: int, tp_size: int, host: str) -> GroupRanks:
     """Ranks that find each other in ``store`` and listen on ``host``, an address of this machine."""
+    own = PrefixStore("gloo", store)
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined] # noqa: SLF001 # they have no other name
     options._devices = [ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001
     options._timeout = FOREVER  # noqa: SLF001
-    group = ProcessGroupGloo(PrefixStore("gloo", store), tp_rank, tp_size, options)
-    return GroupRanks(group)  # type: ignore[arg-type] # their stubs do not say that it is one
+    # a group and not Gloo alone: what it does goes through torch's dispatcher, as NCCL's does, where others can see it
+    group = ProcessGroup(own, tp_rank, tp_size)
+    group._set_default_backend(ProcessGroup.BackendType.GLOO)  # noqa: SLF001
+    group._register_backend(  # noqa: SLF001
+        torch.device("cpu"),
+        ProcessGroup.BackendType.GLOO,
+        ProcessGroupGloo(own, tp_rank, tp_size, options),
+    )
+    return GroupRanks(group)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -53,8 +53,7 @@ class ModelSettings(SettingsGroup):
     """Of weights and KV cache; auto takes the checkpoint's. half and float are float16 and float32."""
     quantization: Literal["auto", "none", "int8", "int4", "fp8"] = "auto"
     """What weights are brought to at load, fp8 (e4m3) on GPUs alone; auto keeps those of a quantized checkpoint in as
-    few bits as it has, and leaves others alone. See docs/quantization.md, and docs/performance.md for what each costs
-    and brings."""
+    few bits as it has, and leaves others alone. docs/quantization.md says how, docs/performance.md what each brings."""
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     """Once given, requests without a seed of their own draw from it: the same requests in the same order get the same
     answers. Dummy weights are made from it too."""
@@ -78,8 +77,8 @@ class ModelSettings(SettingsGroup):
         if value in ("auto", "none", "int8", "int4", "fp8"):
             return value
         raise ValueError(
-            "weights are quantized at load, to int8, int4 or on a GPU fp8, or not, with none; what a quantized "
-            "checkpoint is, its config.json says, and auto obeys it"
+            "weights are quantized at load, to int8, int4 or on a GPU fp8, or with none not at all; leave it out for a "
+            "quantized checkpoint, whose config.json says what it is"
         )
 
     @field_validator("dtype", mode="before")
