@@ -25,7 +25,7 @@ from trioserve.worker.load import load_runner
 _IN_FLIGHT = 2
 """Plans that the front sends ahead."""
 _PROMPT = 100
-_SETTLING = 20
+SETTLING = 20
 """Steps before those that count."""
 
 
@@ -42,9 +42,12 @@ class Gap(NamedTuple):
         return self.period_us - self.alone_us
 
 
-def measure_gap(runner: DeviceStepRunner, block_size: int, num_seqs: int, num_steps: int) -> Gap:
-    """Decode ``num_seqs`` sequences for so many steps; slots and blocks are taken from 0 on."""
-    steps = plans(block_size, num_seqs, num_steps + _SETTLING)
+def measure_gap(
+    runner: DeviceStepRunner, block_size: int, num_seqs: int, num_steps: int, *, prompt: int = _PROMPT
+) -> Gap:
+    """Decode ``num_seqs`` sequences for so many steps behind prompts of so many tokens; slots and blocks are taken from
+    0 on, and are free again at the end."""
+    steps = plans(block_size, num_seqs, num_steps + SETTLING, prompt=prompt)
     runner.timeline = []
     done = SimpleQueue[StepResult]()
     with AnswerThread(runner, done.put, lambda: None) as answers:
@@ -54,18 +57,20 @@ def measure_gap(runner: DeviceStepRunner, block_size: int, num_seqs: int, num_st
                 done.get()
     ends, runner.timeline = runner.timeline, None
     periods = [after.end.seconds_since(before.end) for before, after in pairwise(ends[-num_steps:])]
-    return Gap(statistics.median(periods) * 1e6, runner.decode_again(num_seqs, num_steps) * 1e6)
+    found = Gap(statistics.median(periods) * 1e6, runner.decode_again(num_seqs, num_steps) * 1e6)
+    runner.run(StepPlan(-1, list(range(num_seqs)), [], []))
+    return found
 
 
-def plans(block_size: int, num_seqs: int, num_steps: int) -> list[StepPlan]:
+def plans(block_size: int, num_seqs: int, num_steps: int, *, prompt: int = _PROMPT) -> list[StepPlan]:
     """Prompts, one a step, and then decodes of all, greedy and seeded in turn."""
-    per_seq = -(-(_PROMPT + num_steps + 1) // block_size)
+    per_seq = -(-(prompt + num_steps + 1) // block_size)
     found = []
     for slot in range(num_seqs):
         params = SamplingParams(max_tokens=1 << 20, temperature=float(slot % 2), top_p=0.95, seed=slot)
         blocks = list(range(slot * per_seq, (slot + 1) * per_seq))
-        admission = Admission(slot, slot, [slot + 1] * _PROMPT, _PROMPT, 0, blocks, params)
-        found.append(StepPlan(slot, [], [admission], [SlotWork(slot, _PROMPT, [])]))
+        admission = Admission(slot, slot, [slot + 1] * prompt, prompt, 0, blocks, params)
+        found.append(StepPlan(slot, [], [admission], [SlotWork(slot, prompt, [])]))
     work = [SlotWork(slot, 1, []) for slot in range(num_seqs)]
     return [*found, *(StepPlan(num_seqs + step, [], [], work) for step in range(num_steps))]
 
@@ -83,8 +88,8 @@ def load(
         block_size=16,
         max_num_seqs=num_seqs,
         max_num_batched_tokens=max(num_seqs, _PROMPT),
-        max_model_len=_PROMPT + num_steps + _SETTLING + 1,
-        num_blocks=num_seqs * -(-(_PROMPT + num_steps + _SETTLING + 1) // 16),
+        max_model_len=_PROMPT + num_steps + SETTLING + 1,
+        num_blocks=num_seqs * -(-(_PROMPT + num_steps + SETTLING + 1) // 16),
         kv_cache_bytes=0,
         num_threads=1,
         load_format="dummy",

@@ -1,6 +1,5 @@
 """What ``--batch-invariant`` gives and costs: a sequence alone and beside others, bit by bit, and the steps of both."""
 
-import statistics
 from typing import Final
 
 import torch
@@ -27,19 +26,19 @@ def measure(report: Report) -> None:
     """
     model = Model(MODELS[_NAME].config, (_BATCH,))
     usual, _ = load(model)
-    usual_s = statistics.median(timed(usual, _BATCH)[0])
+    usual_us = timed(usual, _BATCH).period_us
     del usual
     torch.cuda.empty_cache()
     runner, _ = load(model, batch_invariant=True)
-    step_s = statistics.median(timed(runner, _BATCH)[0])
+    step_us = timed(runner, _BATCH).period_us
     alone = answer(runner, 0)
     for others in _BESIDE:
         assert answer(runner, others) == alone, f"beside {others} others a sequence has other numbers"
     what = f"{_NAME}: tokens and log probabilities that are equal beside {_BESIDE[-1]} others"
     report.add(Row("invariance", what, len(alone), "tokens"))
-    note = f"a step is {step_s / usual_s:.2f} times as long"
+    note = f"a step is {step_us / usual_us:.2f} times as long"
     name = f"{_NAME}, {_BATCH} sequences, batch-invariant"
-    report.add(Row("invariance", name, step_s * 1e3, "ms", None, "not so", usual_s * 1e3, None, note))
+    report.add(Row("invariance", name, step_us / 1e3, "ms", None, "not so", usual_us / 1e3, None, note))
 
 
 def answer(runner: DeviceStepRunner, others: int) -> list[tuple[int, object]]:

@@ -1,33 +1,29 @@
 """Decode steps of whole models with noise for weights: how long, what share of what the memory allows, and what is lost
 between two of them.
 
-A rank by itself, told of steps as the front would tell it, two ahead. Its clock is the GPU's: a step lasts from the end
-of the one before to its own, and what passes between the end of one and the beginning of the next is the gap.
+A rank by itself, told of steps as the front would tell it. Its clock is the GPU's: a step lasts from the end of the one
+before to its own, and what that takes longer than the same graphs one behind the other is the gap (``gap.py``).
 """
 
 import json
-import statistics
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from benchmarks.gpu.ceilings import copy_rate
+from benchmarks.gpu.gap import SETTLING, Gap, measure_gap
 from benchmarks.gpu.report import Report, Row
-from trioserve.core.sampling import SamplingParams
-from trioserve.core.step import Admission, SlotWork, StepPlan, WorkerConfig, WorkerReady
+from trioserve.core.step import WorkerConfig, WorkerReady
 from trioserve.worker.device_step_runner import DeviceStepRunner
 from trioserve.worker.load import load_runner
 
 BLOCK_SIZE: Final = 16
 CONTEXT: Final = 1024
 STEPS: Final = 64
-_AHEAD: Final = 2
-_GREEDY_AND_SAMPLED: Final = (0.0, 0.8)
 
 
 class Model(NamedTuple):
@@ -99,7 +95,7 @@ def config_for(folder: str, batch: int, *, batch_invariant: bool = False) -> Wor
         block_size=BLOCK_SIZE,
         max_num_seqs=batch,
         max_num_batched_tokens=4096,
-        max_model_len=CONTEXT + 2 * STEPS,
+        max_model_len=CONTEXT + STEPS + SETTLING + 1,
         num_blocks=None,
         kv_cache_bytes=0,
         num_threads=0,
@@ -112,53 +108,16 @@ def add_rows(
     report: Report, name: str, model: Model, batch: int, runner: DeviceStepRunner, ready: WorkerReady
 ) -> None:
     """Measure one batch; its row, and that of the gap."""
-    steps_s, gaps_s = timed(runner, batch)
-    step_s, gap_s = statistics.median(steps_s), statistics.median(gaps_s)
+    gap = timed(runner, batch)
     kv_bytes = batch * CONTEXT * ready.kv_cache_bytes / (ready.num_blocks * BLOCK_SIZE)
-    share = (ready.weights_bytes + kv_bytes) / step_s / copy_rate(report)
-    note = f"{batch / step_s:,.0f} tokens/s, gap {gap_s * 1e6:.0f} us"
-    what = f"{name}, {batch} at {CONTEXT}"
-    report.add(Row("steps", what, step_s * 1e3, "ms", share, target=model.targets_ms.get(batch), note=note))
+    share = (ready.weights_bytes + kv_bytes) / (gap.period_us * 1e-6) / copy_rate(report)
+    note = f"{batch / gap.period_us * 1e6:,.0f} tokens/s, gap {gap.gap_us:.0f} us"
+    target, what = model.targets_ms.get(batch), f"{name}, {batch} at {CONTEXT}"
+    report.add(Row("steps", what, gap.period_us / 1e3, "ms", share, target=target, note=note))
     if batch == 64:
-        report.add(Row("steps", f"{name}, between two steps of {batch}", gap_s * 1e6, "us", target=30))
+        report.add(Row("steps", f"{name}, between two steps of {batch}", gap.gap_us, "us", target=30))
 
 
-def timed(runner: DeviceStepRunner, batch: int) -> tuple[list[float], list[float]]:
-    """Seconds of decode steps, and of the gaps between them; half of the sequences are sampled."""
-    for plan in prompts(batch):
-        runner.launch(plan).result()
-    runner.timeline = []
-    under_way = deque(runner.launch(decode(batch, number)) for number in range(_AHEAD))
-    for number in range(_AHEAD, STEPS):
-        under_way.popleft().result()
-        under_way.append(runner.launch(decode(batch, number)))
-    while under_way:
-        under_way.popleft().result()
-    times, runner.timeline = runner.timeline, None
-    runner.launch(StepPlan(-1, list(range(batch)), [], [])).result()
-    pairs = list(zip(times[_AHEAD:], times[_AHEAD + 1 :], strict=False))
-    steps_s = [later.end.seconds_since(earlier.end) for earlier, later in pairs]
-    return steps_s, [later.start.seconds_since(earlier.end) for earlier, later in pairs]
-
-
-def prompts(batch: int) -> Iterator[StepPlan]:
-    """Plans that let all sequences in, each with all of its blocks, and compute their prompts."""
-    blocks = -(-(CONTEXT + 2 * STEPS) // BLOCK_SIZE)
-    for slot in range(batch):
-        admission = Admission(
-            slot=slot,
-            seq_id=slot,
-            token_ids=[(slot + place) % 1000 for place in range(CONTEXT)],
-            num_prompt_tokens=CONTEXT,
-            num_computed_tokens=0,
-            block_table=list(range(slot * blocks, (slot + 1) * blocks)),
-            params=SamplingParams(
-                max_tokens=2 * STEPS, temperature=_GREEDY_AND_SAMPLED[slot % 2], top_p=0.9, seed=slot
-            ),
-        )
-        yield StepPlan(-1, [], [admission], [SlotWork(slot, CONTEXT, [])])
-
-
-def decode(batch: int, number: int) -> StepPlan:
-    """A token for each."""
-    return StepPlan(number, [], [], [SlotWork(slot, 1, []) for slot in range(batch)])
+def timed(runner: DeviceStepRunner, batch: int) -> Gap:
+    """What decode steps of so many sequences take; half of them are sampled."""
+    return measure_gap(runner, BLOCK_SIZE, batch, STEPS, prompt=CONTEXT)

@@ -22,3 +22,5 @@ def test_the_gap_between_steps_is_what_no_step_takes(tmp_path: Path) -> None:
     assert found.period_us > 0
     assert found.alone_us > 0
     assert found.gap_us == found.period_us - found.alone_us
+    again = gap.measure_gap(runner, 16, num_seqs=1, num_steps=5, prompt=20)  # all slots are free again
+    assert again.period_us > 0
