@@ -134,12 +134,13 @@ def test_a_cache_of_codes_errs_a_little_more(
         ("gemma2", "none"),
         ("cohere", "none"),
         ("stablelm-parallel", "none"),
+        ("olmo2", "none"),
     ],
 )
 def test_two_ranks_compute_what_one_does(
     gpu: EmulatedGpu, wide_checkpoints: Checkpoints, name: str, quantization: DeviceQuantization
 ) -> None:
-    """With biases that count once, a KV head that both have, sums of attention and MLP together."""
+    """With biases that count once, a KV head that both have, sums of attention and MLP together, norms of all heads."""
     folder = wide_checkpoints.folder(name, dtype=torch.bfloat16)
 
     def run(ranks: GroupRanks) -> Tensor:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from tests.model.test_native import config_of
 from trioserve.errors import ModelError
-from trioserve.model.families import NormConfig
 from trioserve.model.parts import WHOLE, Part
 
 
@@ -52,7 +51,6 @@ def test_a_rank_counts_the_heads_and_the_width_that_it_has() -> None:
         ),
         ({"intermediate_size": 98}, 4, "intermediate_size 98 is no multiple of it"),
         ({"vocab_size": 3}, 4, "vocab_size 3 is less"),
-        ({"qk_norm": True, "norm": NormConfig(heads_together=True)}, 2, "its heads are normalised together"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused_with_the_number_in_the_way(

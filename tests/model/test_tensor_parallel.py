@@ -19,6 +19,7 @@ from trioserve.model.config import read_config
 from trioserve.model.decoder import Decoder
 from trioserve.model.layers import Linear
 from trioserve.model.loader import load_weights
+from trioserve.model.native import obstacle
 from trioserve.model.native_matrices import Quantization
 from trioserve.model.parts import WHOLE, Part
 from trioserve.model.ranks import GroupRanks, Ranks
@@ -28,7 +29,7 @@ BLOCKS = [9, 2, 30, 4, 17]
 
 
 def fitting(checkpoints: Checkpoints, name: str) -> list[int]:
-    """The numbers of ranks, 2 to 4, that can share a model: none where heads are normalised together."""
+    """The numbers of ranks, 2 to 4, that can share a model."""
     config = read_config(checkpoints.folder(name))
     found = []
     for tp_size in (2, 3, 4):
@@ -37,7 +38,7 @@ def fitting(checkpoints: Checkpoints, name: str) -> list[int]:
         except ModelError:
             continue
         found.append(tp_size)
-    assert bool(found) != (config.qk_norm and config.norm.heads_together), f"{found} can share {name}"
+    assert found, f"no number of ranks can share {name}"
     return found
 
 
@@ -100,6 +101,11 @@ def test_half_precision_is_summed_in_float32_and_rounded_once() -> None:
 def test_native_layers_err_no_more_than_one_rank_does(checkpoints: Checkpoints, name: str) -> None:
     folder, expected = checkpoints.folder(name, dtype=torch.bfloat16), checkpoints.logits(name, TEXT)
     for tp_size in fitting(checkpoints, name):
+        if obstacle(
+            read_config(folder), torch.bfloat16, tp_size=tp_size
+        ):  # their heads are normalised together
+            assert name.startswith("olmo")
+            continue
         found = assert_alike(exchanges(tp_size, lambda ranks: run_in_pieces(native_part(folder, ranks))))
         assert error(found, expected) < NATIVE_TOLERANCE
 

@@ -20,6 +20,7 @@ from trioserve.model.layers import (
     ParallelLMHead,
     QKVParallelLinear,
     RowParallelLinear,
+    SharedNorm,
     VocabParallelEmbedding,
 )
 from trioserve.model.native import (
@@ -61,16 +62,19 @@ class Attention(nn.Module):
             dtype=dtype,
             part=part,
         )
-        self.q_norm = self._head_norm(config.num_heads, dtype)
-        self.k_norm = self._head_norm(config.num_kv_heads, dtype)
+        self.q_norm = self._head_norm(config.num_heads, dtype, part)
+        self.k_norm = self._head_norm(config.num_kv_heads, dtype, part)
 
-    def _head_norm(self, num_heads: int, dtype: torch.dtype) -> Norm | None:
+    def _head_norm(self, num_heads: int, dtype: torch.dtype, part: Part) -> Norm | None:
         """Of each of so many heads, or of all of them together; None where there is none."""
         config = self._config
         if not config.qk_norm:
             return None
-        size = num_heads * config.head_dim if config.norm.heads_together else config.head_dim
-        return Norm(size, config.norm, config.rms_norm_eps, dtype)
+        if not config.norm.heads_together:
+            return Norm(config.head_dim, config.norm, config.rms_norm_eps, dtype)
+        if part.sums is not None:
+            return SharedNorm(num_heads, config.head_dim, config.norm, config.rms_norm_eps, dtype, part)
+        return Norm(num_heads * config.head_dim, config.norm, config.rms_norm_eps, dtype)
 
     def forward(self, x: Tensor, batch: ForwardBatch, cache: LayerCache, table: Tensor | None) -> Tensor:
         """[num_tokens, hidden_size] -> the same; writes the tokens' KV on the way.
@@ -279,11 +283,12 @@ class Decoder(nn.Module):
         Raises:
             ModelError: Weights are to be quantized and the decoder cannot be run natively.
         """
-        refuse_quantization(self.config, self.dtype, quantization)
+        refuse_quantization(self.config, self.dtype, quantization, tp_size=self.part.tp_size)
         assert crew is not None or quantization in ("auto", "none"), (
             "torch's layers keep the weights as they are"
         )
-        why = "as told" if crew is None else obstacle(self.config, self.dtype)
+        tp_size = self.part.tp_size
+        why = "as told" if crew is None else obstacle(self.config, self.dtype, tp_size=tp_size)
         if why is None and self.part.sums is not None:
             why = "native ones meet in the memory of one machine"
         if crew is not None and why is None:

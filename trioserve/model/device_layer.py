@@ -15,6 +15,7 @@ from trioserve.kernels.rope_store_kv import rope_store_kv_gpu
 from trioserve.model.batch import DeviceBatch, DeviceCache
 from trioserve.model.config import DecoderConfig
 from trioserve.model.device_products import Product, summed
+from trioserve.model.layers import shared_rms_norm
 from trioserve.model.ranks import Sums
 
 
@@ -28,8 +29,15 @@ class DeviceNorm:
     offset: float
     eps: float
     is_rms: bool
+    sums: Sums | None = None
+    """Where every rank has a part of a row; None: all of it is here."""
+    count: int = 0
+    """Numbers that all ranks have together, then."""
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.sums is not None:
+            factors = self.weight.float() + self.offset
+            return shared_rms_norm(x, factors, self.sums, count=self.count, eps=self.eps)
         if self.is_rms:
             return rms_norm_gpu(self.gpu, x, self.weight, eps=self.eps, offset=self.offset)
         return layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)

@@ -1,5 +1,6 @@
 """How the parts of a decoder come to be on a GPU, those of the host being freed on the way."""
 
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -18,7 +19,7 @@ from trioserve.model.device_quantization import (
     quantized,
 )
 from trioserve.model.device_weights import Carrier, bytes_of, carried_bytes
-from trioserve.model.layers import Linear, Norm
+from trioserve.model.layers import Linear, Norm, SharedNorm
 from trioserve.model.progress import Progress
 
 _ROW_PRODUCTS: Final = ("o_proj", "down_proj")
@@ -82,9 +83,10 @@ class Maker:
         weight = self._vector(norm.weight.data)
         bias = None if norm.bias is None else self._vector(norm.bias.data)
         config = self._config
-        return DeviceNorm(
+        made = DeviceNorm(
             self._device.gpu, weight, bias, norm.offset, config.rms_norm_eps, config.norm.kind == "rms"
         )
+        return replace(made, sums=norm.sums, count=norm.count) if isinstance(norm, SharedNorm) else made
 
     def head_and_embeddings(self) -> tuple[Product, Tensor]:
         """The head, and the vectors of tokens, which may be the same matrix: not where the head is in few bits."""

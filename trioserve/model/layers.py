@@ -17,6 +17,7 @@ from trioserve.kernels.rms_norm import add_rms_norm, rms_norm
 from trioserve.model.families import NormConfig
 from trioserve.model.parts import WHOLE, Cut, Part
 from trioserve.model.quantized_weights import QuantizedWeight
+from trioserve.model.ranks import Sums
 
 
 class WeightedLayer(nn.Module):
@@ -108,6 +109,37 @@ class Norm(WeightedLayer):
             return add_rms_norm(x, residual, self.weight, eps=self._eps, offset=self.offset)
         normed: Tensor = self(residual.add_(x))
         return normed
+
+
+class SharedNorm(Norm):
+    """The root mean square norm of all heads together, of which each rank has some."""
+
+    def __init__(
+        self, num_heads: int, head_dim: int, config: NormConfig, eps: float, dtype: torch.dtype, part: Part
+    ) -> None:
+        assert config.kind == "rms", "layer norms of all heads are not shared out"
+        assert part.sums is not None, "there are no other ranks"
+        cut = part.heads(num_heads, head_dim)
+        super().__init__(cut.length, config, eps, dtype)
+        self.cuts = {None: cut}
+        self.sums = part.sums
+        self.count = cut.length * part.tp_size
+        """Numbers that all ranks have together; of few KV heads several have the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return shared_rms_norm(x, self.factors, self.sums, count=self.count, eps=self._eps)
+
+
+def shared_rms_norm(x: Tensor, factors: Tensor, sums: Sums, *, count: int, eps: float) -> Tensor:
+    """``rms_norm`` of rows of which every rank has a part.
+
+    Shapes:
+        x, result: [num_tokens, size], this rank's
+        factors: [size] float32
+    """
+    wide = x.float()
+    total = sums.sum(wide.square().sum(-1, keepdim=True))
+    return (wide * (total / count + eps).rsqrt() * factors).to(x.dtype)
 
 
 class Linear(WeightedLayer):

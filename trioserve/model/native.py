@@ -77,14 +77,16 @@ class Crew:
     """Multiplications in a step below which the caller works alone."""
 
 
-def obstacle(config: DecoderConfig, dtype: torch.dtype) -> str | None:
-    """Why such a decoder cannot be run natively; None where it can."""
+def obstacle(config: DecoderConfig, dtype: torch.dtype, *, tp_size: int = 1) -> str | None:
+    """Why such a decoder cannot be run natively, by so many ranks; None where it can."""
     if dtype != torch.bfloat16:
         return f"weights are {str(dtype).removeprefix('torch.')}, not bfloat16"
     if config.head_dim % _VECTOR:
         return f"head_dim {config.head_dim} is no multiple of {_VECTOR}"
     if config.qk_norm and config.norm.kind != "rms":
         return "heads are normalised by layer norms"
+    if tp_size > 1 and config.qk_norm and config.norm.heads_together:
+        return "all heads are normalised together, and each rank has some"
     if config.is_parallel and (
         config.norm.after_attention or config.norm.after_mlp or config.scales.residual != 1
     ):
@@ -92,13 +94,15 @@ def obstacle(config: DecoderConfig, dtype: torch.dtype) -> str | None:
     return None
 
 
-def refuse_quantization(config: DecoderConfig, dtype: torch.dtype, quantization: str) -> None:
+def refuse_quantization(
+    config: DecoderConfig, dtype: torch.dtype, quantization: str, *, tp_size: int = 1
+) -> None:
     """See to it that ``quantization`` is obeyed where it is asked for.
 
     Raises:
         ModelError: Such a decoder cannot be run natively; says why and what to change.
     """
-    why = None if quantization in ("auto", "none") else obstacle(config, dtype)
+    why = None if quantization in ("auto", "none") else obstacle(config, dtype, tp_size=tp_size)
     if why is not None:
         change = "give dtype bfloat16 or leave it out" if dtype != torch.bfloat16 else "leave it out"
         raise ModelError(f"quantization {quantization} cannot be obeyed: {why}; {change}")

@@ -90,8 +90,6 @@ class Part:
             why = f"num_key_value_heads {num_kv_heads} is neither a multiple nor a divisor of it"
         elif config.intermediate_size % size:
             why = f"intermediate_size {config.intermediate_size} is no multiple of it"
-        elif size > 1 and config.qk_norm and config.norm.heads_together:
-            why = "its heads are normalised together"
         elif config.vocab_size < size:
             why = f"vocab_size {config.vocab_size} is less"
         if why:

@@ -27,8 +27,8 @@ class KVCache:
     num_bytes: int
 
 
-def cache_layout(name: str, model: DecoderConfig, dtype: torch.dtype) -> CacheLayout:
-    """What ``name``, a setting's value, means for a model whose weights are ``dtype``.
+def cache_layout(name: str, model: DecoderConfig, dtype: torch.dtype, *, tp_size: int = 1) -> CacheLayout:
+    """What ``name``, a setting's value, means for a model whose weights are ``dtype``, on so many ranks.
 
     Raises:
         ModelError: Such a cache is read by the native decoder alone, and the model is not one of those that it runs; or
@@ -41,7 +41,7 @@ def cache_layout(name: str, model: DecoderConfig, dtype: torch.dtype) -> CacheLa
         raise ModelError(
             f"kv_cache_dtype bfloat16 needs bfloat16 weights, these are {model_type}: leave it at auto"
         )
-    if why := obstacle(model, dtype):
+    if why := obstacle(model, dtype, tp_size=tp_size):
         raise ModelError(
             f"kv_cache_dtype {name} needs a model that the native decoder runs, and this one stays on torch's layers "
             f"({why}): leave it at auto{'' if dtype == torch.bfloat16 else ', or set dtype to bfloat16'}"

@@ -84,15 +84,15 @@ def load_cpu_runner(
     Part(config.tp_rank, config.tp_size).refuse_uneven(shape)
     dtype = _dtype(folder, shape, config)
     quantization = _quantization(config)
-    refuse_quantization(shape, dtype, quantization)
-    why = obstacle(shape, dtype)
+    refuse_quantization(shape, dtype, quantization, tp_size=config.tp_size)
+    why = obstacle(shape, dtype, tp_size=config.tp_size)
     if why is None and config.spread is not None:
         why = "its ranks are on several machines"
     if config.batch_invariant and why is not None:
         raise ModelError(
             f"batch_invariant cannot be obeyed: {why}; leave it out, or choose another model or dtype"
         )
-    layout = cache_layout(config.kv_cache_dtype, shape, dtype)
+    layout = cache_layout(config.kv_cache_dtype, shape, dtype, tp_size=config.tp_size)
     ranks = _meet(config, is_native=why is None)
     sums = ranks if isinstance(ranks, GroupRanks) else None
     part = Part(ranks.tp_rank, ranks.tp_size, sums)
