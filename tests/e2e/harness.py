@@ -123,7 +123,7 @@ def running_server(
     chosen = {"drain_delay_s": 0, "num_threads": 1, **(settings or {})}
     environment |= {"TRIOSERVE_" + name.upper(): str(value) for name, value in chosen.items()}
     if address is None:
-        is_ours = command[-1] == TRIOSERVE[-1]
+        is_ours = "serve" in command
         address = ("--port", str(port)) if is_ours else ("--bind", f"127.0.0.1:{port}")
     with log_path.open("ab") as log:
         process = subprocess.Popen(
