@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,11 @@ class Terminal:
     def type(self, text: str) -> None:
         """Press these keys; a line feed is Enter."""
         os.write(self._keyboard, text.replace("\n", "\r").encode())
+
+    def interrupt(self) -> None:
+        """What Ctrl-C is to the program. The key itself makes the system drop what is on its way to the screen, and it
+        does so after the signal: a quick program's answer too."""
+        self.process.send_signal(signal.SIGINT)
 
     def wait_for(self, text: str) -> str:
         """Wait until ``text`` is shown after what was waited for last; returns what came, ``text`` included."""

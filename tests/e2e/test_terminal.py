@@ -34,7 +34,7 @@ def test_ctrl_c_stops_the_answer_and_frees_its_blocks_and_the_program_goes_on(se
             with server.paused():  # else the answer may be over before it was looked at
                 terminal.type("Hello\n\n")
                 wait_until(lambda: server.health()["num_running"] == 1, 20, lambda: f"{server.health()}")
-                terminal.type(CTRL_C)
+                terminal.interrupt()
                 terminal.wait_for("stopped\n")
             server.wait_idle()
         terminal.wait_for(PROMPT)
