@@ -1,11 +1,13 @@
 """The real server over an emulated GPU: what clients get is what a CPU gives them."""
 
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -31,7 +33,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
         patch.setenv("PYTHONPATH", str(ROOT))
         with (
             running_server(
-                folder / "gpu", command=EMULATED, settings=SETTINGS | {"device": "cuda"}
+                folder / "gpu", command=EMULATED, settings=SETTINGS | {"device": "cuda", "swap_space": 0.05}
             ) as on_gpu,
             running_server(folder / "cpu", settings=SETTINGS | {"device": "cpu"}) as on_cpu,
         ):
@@ -85,3 +87,32 @@ def test_an_answer_is_what_its_schema_says(servers: tuple[Server, Server]) -> No
     text, reason = answer(on_gpu, "Is the sky blue?", **wishes)
     assert (text, reason) == answer(on_cpu, "Is the sky blue?", **wishes)
     assert reason == "stop"
+
+
+def test_a_prompt_that_the_gpu_had_no_room_for_comes_back_from_the_host(
+    servers: tuple[Server, Server],
+) -> None:
+    """Four prompts of 400 tokens take 100 of 64 blocks, so the first one is gone when it comes again."""
+    on_gpu, _ = servers
+
+    def ask(first: int) -> tuple[str, int]:
+        body = {
+            "prompt": [300 + (first + place) % 900 for place in range(400)],
+            "max_tokens": 4,
+            "temperature": 0,
+        }
+        reply = httpx.post(on_gpu.url + "/v1/completions", json=body, timeout=120).json()
+        return reply["choices"][0]["text"], reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    text, num_cached = ask(0)
+    assert num_cached == 0
+    for first in (200, 400, 600):
+        assert ask(first)[1] == 0
+    assert ask(0) == (text, 384)
+    metrics = httpx.get(on_gpu.url + "/metrics", timeout=10).text
+    moved = {
+        way: float(re.search(rf"^trioserve:kv_blocks_swapped_{way}_total.* (\S+)$", metrics, re.M)[1])  # type: ignore[index]
+        for way in ("in", "out")
+    }
+    assert moved["in"] > 0
+    assert moved["out"] >= moved["in"]
